@@ -1,0 +1,33 @@
+"""redistill: make a language model better with feedback, round after round.
+
+The names below are loaded when they are first used, so that ``import redistill`` and
+``redistill --help`` load neither torch nor duckdb nor langgraph.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Recipe": "agents.recipe",
+    "Judgement": "types",
+    "Completion": "types",
+    "Pair": "types",
+    "Prompt": "types",
+    "RedistillError": "errors",
+    "Store": "store.store",
+    "run": "agents.loop",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604 - literal names, gathered from one table
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its home module (PEP 562)."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'redistill' has no attribute {name!r}")
+    return getattr(import_module(f".{home}", __name__), name)

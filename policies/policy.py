@@ -1,0 +1,78 @@
+"""The noun *policy*: a model that acts. It samples, scores, chooses, and swaps its weights.
+
+Batch in, batch out. Methods block; the loop calls them in the policy's own thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..types import FinishReason, Message, TokenIds
+from .revision import Revision
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample. Temperature 0 is greedy."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 keeps the whole vocabulary."""
+    max_tokens: int = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One completion that is wanted."""
+
+    prompt_ids: TokenIds
+    seed: int
+    """Seeds this row's own generator, so that its answer depends on no other row's draws."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One completion as the policy gave it."""
+
+    text: str
+    token_ids: TokenIds
+    """As sampled, the end token included."""
+    logprobs: tuple[float, ...]
+    """Raw log-probs in nats, T = 1, before top-k and top-p."""
+    finish_reason: FinishReason
+
+
+class Policy(Protocol):
+    """What the loop needs of a model. See `redistill.testing.PolicyConformance`."""
+
+    @property
+    def revision(self) -> str:
+        """Content hash of the weights that are loaded; empty when none are."""
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens that prompt and answer may have together."""
+
+    def encode(self, messages: Sequence[Message]) -> TokenIds:
+        """Render a conversation with the policy's template, ready to be answered."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Generation]:
+        """Answer each request, in the order given."""
+
+    def score(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[tuple[float, ...]]:
+        """Return the raw log-probs of each (prompt, completion)'s completion tokens."""
+
+    def choose(self, prompt_ids: TokenIds, options: Sequence[str]) -> list[float]:
+        """Return the probabilities of the options as the answer; they sum to 1."""
+
+    def load(self, revision: Revision) -> None:
+        """Hold exactly these weights from now on."""
+
+    def release(self) -> None:
+        """Give back the memory of the weights; `load` brings them again."""
+
+    def fingerprint(self) -> str:
+        """Hash the tensors that are held now; equals `revision` unless a load went wrong."""

@@ -1,0 +1,132 @@
+"""What flows through a round: prompts, completions, judgements, preference pairs.
+
+Frozen, with the laws that define them as methods. Nothing here knows a store, a model or a graph.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+Split = Literal["train", "heldout", "test"]
+FinishReason = Literal["stop", "length"]
+Status = Literal["ok", "parse_error", "refused", "timeout", "error", "too_big", "not_applicable"]
+TokenIds = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+    def as_dict(self) -> dict[str, str]:
+        """Return the shape that chat templates take."""
+        return {"role": self.role, "content": self.content}
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the policy is asked, plus what its checker needs."""
+
+    id: str
+    messages: tuple[Message, ...]
+    split: Split
+    verify: Mapping[str, Any] | None = None
+    """Checkers by name with their arguments, as the `verifier` judge reads them."""
+    answer: str | None = None
+    """The exact or mathematical answer, where there is one."""
+    reference: str | None = None
+    privileged: str | None = None
+    """What a teacher may see and the student may not."""
+    tags: tuple[str, ...] = ()
+    """`key:value` labels, for example `form:quotes`."""
+    source: str = ""
+    licence: str = ""
+
+    @property
+    def text(self) -> str:
+        """The last user turn, for people to read."""
+        return self.messages[-1].content if self.messages else ""
+
+    def tag(self, key: str) -> str | None:
+        """Return the value of the first `key:value` tag, or None."""
+        return next((t[len(key) + 1 :] for t in self.tags if t.startswith(f"{key}:")), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer of a policy, with the tokens that were really sampled."""
+
+    id: str
+    prompt_id: str
+    text: str
+    """The answer without its end token."""
+    token_ids: TokenIds
+    """As sampled, the end token included where the answer ended."""
+    logprobs: tuple[float, ...]
+    """Raw log-probs (T = 1, before truncation), one a token."""
+    finish_reason: FinishReason
+    revision: str
+    """Content hash of the weights that spoke."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the policy ended the answer itself; a cut answer is never chosen."""
+        return self.finish_reason == "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a judge said of one completion. A failure is a status, never a value."""
+
+    value: float | None
+    """In [0, 1]; None unless the status is `ok`."""
+    status: Status = "ok"
+    raw: float | None = None
+    """The judge's own number, before it was brought into [0, 1]."""
+    parts: Mapping[str, bool] = field(default_factory=dict)
+    """Named parts of the verdict, kept beside the value."""
+    text: str = ""
+    """The judge's words, or the reason for its status."""
+
+    def __post_init__(self) -> None:
+        if (self.value is not None) != (self.status == "ok"):
+            raise ValueError(f"a judgement has a value exactly when it is ok: {self.status}")
+        if self.value is not None and not 0.0 <= self.value <= 1.0:
+            raise ValueError(f"a judgement's value lies in [0, 1], not {self.value!r}")
+        if self.raw is not None and not math.isfinite(self.raw):
+            raise ValueError(f"a judgement's raw value is finite, not {self.raw!r}")
+
+    @classmethod
+    def failed(cls, status: Status, text: str) -> Judgement:
+        """Make the judgement of a judge that could not judge."""
+        return cls(value=None, status=status, text=text)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two completions of one prompt, of which one is preferred."""
+
+    prompt_id: str
+    chosen: str
+    """Completion id."""
+    rejected: str
+    """Completion id."""
+    margin: float
+    """Value of chosen less value of rejected."""
+    probability: float = 1.0
+    """How sure the label is."""
+
+    def swap(self) -> Pair:
+        """Return the opposite label: (chosen, rejected, p) equals (rejected, chosen, 1 - p)."""
+        return replace(
+            self,
+            chosen=self.rejected,
+            rejected=self.chosen,
+            margin=-self.margin,
+            probability=1.0 - self.probability,
+        )
