@@ -1,0 +1,260 @@
+"""The noun *store*: one DuckDB file a run, one owner thread, append-only rows, a ledger of batches.
+
+A commit is one transaction: the rows of a chunk and its ledger row. A commit that is sent twice is a
+no-op, because an exception from COMMIT does not mean that nothing was committed. Readers of other
+processes never open the live file, since one process locks it whole; they read the snapshot that the
+owner publishes by an atomic rename.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import duckdb
+import pyarrow as pa
+
+from .. import __version__
+from ..errors import Busy, StoreProblem
+from ..hashing import content_hash, row_id
+from .migrate import migrate
+from .tables import BY_NAME, Table
+
+T = TypeVar("T")
+Row = dict[str, Any]
+Rows = Mapping[str, Sequence[Row]]
+
+FILE = "store.duckdb"
+SNAPSHOT = "store.read.duckdb"
+_STORAGE = "v1.5.0"
+"""Common tools lag behind the engine's newest file format; this one they can read."""
+_CHEAP_SHARE = 0.05
+"""A snapshot is cheap when it costs at most this share of the time since the last one."""
+
+
+def now() -> datetime:
+    """Return the time of a new row, UTC."""
+    return datetime.now(UTC)
+
+
+class Store:
+    """The facts of one run. Every method may be called from any thread; one thread does the work.
+
+    Raises:
+        Busy: another process holds the file.
+        StoreProblem: the file is no store, is damaged, or is newer than this code.
+    """
+
+    def __init__(self, folder: Path, judges: Sequence[str] = ()) -> None:
+        self.folder = folder
+        self.path = folder / FILE
+        self._judges = tuple(judges)
+        self._owner = ThreadPoolExecutor(1, thread_name_prefix="redistill-store")
+        self._owner_ident: int | None = None
+        self._published = time.monotonic()
+        self._publish_cost = 0.0
+        try:
+            self._do(self._open)
+        except BaseException:
+            self._owner.shutdown()
+            raise
+
+    # -- the owner thread
+
+    def _do(self, work: Callable[[], T]) -> T:
+        if threading.get_ident() == self._owner_ident:
+            return work()
+        return self._owner.submit(work).result()
+
+    def _open(self) -> None:
+        self._owner_ident = threading.get_ident()
+        try:
+            self._connection = duckdb.connect(
+                str(self.path),
+                config={
+                    "storage_compatibility_version": _STORAGE,
+                    "python_enable_replacements": "false",
+                    "threads": "2",
+                },
+            )
+            self._connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
+        except duckdb.IOException as error:
+            if "lock" in str(error):
+                raise Busy(f"{self.path.name} is in use: {_holder(str(error))}") from error
+            raise StoreProblem(f"{self.path} cannot be opened: {_first_line(error)}") from error
+        except duckdb.Error as error:
+            raise StoreProblem(f"{self.path} cannot be opened: {_first_line(error)}") from error
+        migrate(self._connection, self.path, __version__)
+        if self._judges:
+            self._connection.execute(answers_view(self._judges))
+
+    def close(self) -> None:
+        """Publish what is there and close the file."""
+
+        def work() -> None:
+            self._publish()
+            self._connection.close()
+
+        self._do(work)
+        self._owner.shutdown()
+
+    # -- writing
+
+    def commit(self, rows: Rows, *, round: int, step: str, chunk: int, seconds: float = 0.0) -> bool:  # noqa: A002 - the column's name
+        """Write the rows of a chunk in one transaction, once.
+
+        Returns:
+            False where this chunk stands in the ledger already; nothing is written then.
+        """
+        return self._do(lambda: self._commit(rows, round, step, chunk, seconds))
+
+    def done(self, *, round: int, step: str, chunk: int) -> bool:  # noqa: A002
+        """Whether a chunk stands in the ledger."""
+        return self._do(lambda: self._in_ledger(round, _batch_id(round, step, chunk)))
+
+    def _commit(self, rows: Rows, round_: int, step: str, chunk: int, seconds: float) -> bool:
+        batch = _batch_id(round_, step, chunk)
+        if self._in_ledger(round_, batch):
+            return False
+        ledger = {
+            "id": batch,
+            "round": round_,
+            "step": step,
+            "chunk": chunk,
+            "counts": json.dumps({name: len(part) for name, part in rows.items()}),
+            "seconds": seconds,
+            "created_at": now(),
+        }
+        whole = {**rows, "write_batch": [ledger]}
+        try:
+            self._transact(whole, round_)
+        except duckdb.FatalException:
+            # The engine has given up on this instance, but the transaction may be durable.
+            self._connection.close()
+            self._open()
+            if not self._in_ledger(round_, batch):
+                self._transact(whole, round_)
+        return True
+
+    def _transact(self, rows: Rows, round_: int) -> None:
+        incoming = {name: _arrow(BY_NAME[name], part) for name, part in rows.items() if part}
+        for name, data in incoming.items():
+            self._connection.register(f"incoming_{name}", data)
+        self._connection.begin()
+        try:
+            for name in incoming:
+                self._connection.execute(_insert(BY_NAME[name], round_))
+            self._connection.commit()
+        except duckdb.FatalException:
+            raise
+        except BaseException:
+            self._connection.rollback()
+            raise
+        finally:
+            for name in incoming:
+                self._connection.unregister(f"incoming_{name}")
+
+    def _in_ledger(self, round_: int, batch: str) -> bool:
+        found = self._connection.execute(
+            "SELECT 1 FROM write_batch WHERE round = ? AND id = ?", [round_, batch]
+        ).fetchone()
+        return found is not None
+
+    # -- reading, for the owner's own process
+
+    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        """Run a query of ours and return its rows as dicts."""
+
+        def work() -> list[Row]:
+            result = self._connection.execute(sql, list(parameters))
+            names = [d[0] for d in result.description or ()]
+            return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+
+        return self._do(work)
+
+    # -- the snapshot
+
+    def publish(self, *, force: bool = False) -> bool:
+        """Publish the read snapshot, unless it would cost much beside what has happened since."""
+
+        def work() -> bool:
+            waited = time.monotonic() - self._published
+            if not force and self._publish_cost > _CHEAP_SHARE * waited:
+                return False
+            self._publish()
+            return True
+
+        return self._do(work)
+
+    def _publish(self) -> None:
+        began = time.monotonic()
+        self._connection.execute("CHECKPOINT")
+        target = self.folder / SNAPSHOT
+        aside = self.folder / f"{SNAPSHOT}.tmp"
+        # Only this thread writes, so that nothing can be committed between checkpoint and copy.
+        shutil.copyfile(self.path, aside)
+        with aside.open("rb+") as file:
+            os.fsync(file.fileno())
+        aside.replace(target)
+        self._published = time.monotonic()
+        self._publish_cost = self._published - began
+
+
+def _arrow(table: Table, rows: Sequence[Row]) -> pa.Table:
+    """Turn rows into Arrow in the table's own schema, without doubles inside the batch."""
+    # An anti-join does not see the rows that it is about to insert, so the first of a kind wins here.
+    unique = {tuple(row[k] for k in table.key): row for row in reversed(rows)}
+    names = {column.name for column in table.columns}
+    for row in unique.values():
+        if strange := row.keys() - names:
+            raise StoreProblem(f"table {table.name} has no column {sorted(strange)}")
+    return pa.Table.from_pylist(list(reversed(unique.values())), schema=table.arrow())
+
+
+def _insert(table: Table, round_: int) -> str:
+    """Return the INSERT of new rows; the anti-join is bounded by the round, which ids carry."""
+    same = " AND ".join(f"old.{k} = new.{k}" for k in table.key)
+    if any(column.name == "round" for column in table.columns):
+        same += f" AND old.round = {int(round_)}"
+    return (
+        f"INSERT INTO {table.name} BY NAME SELECT * FROM incoming_{table.name} new "  # noqa: S608
+        f"WHERE NOT EXISTS (SELECT 1 FROM {table.name} old WHERE {same})"
+    )
+
+
+def answers_view(judges: Sequence[str]) -> str:
+    """Return the SQL of the `answers` view with one column a judge."""
+    text = (resources.files("redistill.store") / "sql" / "answers.sql").read_text("utf-8")
+    values = "".join(
+        f""",\n        arg_max(value, attempt) FILTER (judge = '{j}') AS "{j}\"""" for j in judges
+    )
+    columns = "".join(f""",\n    verdict."{j}\"""" for j in judges)
+    return text.replace("{judge_values}", values).replace("{judge_columns}", columns)
+
+
+def content(text: str, round_: int) -> Row:
+    """Make the content row of a text."""
+    return {"hash": content_hash(text), "round": round_, "text": text}
+
+
+def _batch_id(round_: int, step: str, chunk: int) -> str:
+    return row_id("write_batch", round=round_, step=step, chunk=chunk)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0]
+
+
+def _holder(message: str) -> str:
+    """Pick the holder out of the engine's message: `Conflicting lock is held in ... (PID n)`."""
+    start = message.find("held in")
+    return message[start:].split(". See", 1)[0] if start >= 0 else message
