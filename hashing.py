@@ -29,7 +29,7 @@ def canonical(value: Any) -> bytes:
     ).encode("utf-8", "surrogatepass")
 
 
-def row_id(kind: str, **request: Any) -> str:
+def row_id(kind: str, /, **request: Any) -> str:
     """Return the id of a row: 128 bits of BLAKE2b over what was asked for, as UUID text."""
     digest = hashlib.blake2b(canonical([kind, request]), digest_size=16).digest()
     return str(uuid.UUID(bytes=digest))

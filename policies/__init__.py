@@ -1,0 +1,1 @@
+"""Models that act: load, sample, score, choose, swap weights, prove which weights they hold."""

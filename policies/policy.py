@@ -56,8 +56,15 @@ class Policy(Protocol):
     def context_length(self) -> int:
         """Most tokens that prompt and answer may have together."""
 
+    @property
+    def vocabulary(self) -> str:
+        """Hash of the map from tokens to ids; token ids of two policies mean the same if it is equal."""
+
     def encode(self, messages: Sequence[Message]) -> TokenIds:
-        """Render a conversation with the policy's template, ready to be answered."""
+        """Render a conversation with the policy's template, ready to be answered. Needs no weights.
+
+        Whatever a message says, it never becomes a control token.
+        """
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Generation]:
         """Answer each request, in the order given."""

@@ -171,11 +171,12 @@ class Store:
 
     # -- reading, for the owner's own process
 
-    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+    def rows(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[Row]:
         """Run a query of ours and return its rows as dicts."""
+        bound = dict(parameters) if isinstance(parameters, Mapping) else list(parameters)
 
         def work() -> list[Row]:
-            result = self._connection.execute(sql, list(parameters))
+            result = self._connection.execute(sql, bound)
             names = [d[0] for d in result.description or ()]
             return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 

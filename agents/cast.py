@@ -1,0 +1,148 @@
+"""The cast: which policy speaks for a role, and with which weights.
+
+One policy holds memory at a time, and every load is proven by canaries before a token is believed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..errors import WrongWeights
+from ..hashing import row_id
+from ..policies.policy import Policy
+from ..policies.proof import prove
+from ..policies.revision import Revision
+from ..store.store import Store, now
+from .roles import STUDENT, RevisionName, Staging
+
+T = TypeVar("T")
+
+
+class Cast:
+    """Hands out policies by role.
+
+    Args:
+        folder: the run's folder; student revisions lie in `revisions/<id>`.
+        initial: the initial student.
+        stagings: each role with its context.
+        policies: each policy by the name that roles use; `student` is one of them.
+        others: the one revision of each policy that is not the student.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        initial: str,
+        stagings: Mapping[str, Staging],
+        policies: Mapping[str, Policy],
+        others: Mapping[str, Revision],
+    ) -> None:
+        self._folder = folder
+        self.initial = initial
+        self._stagings = stagings
+        self._policies = policies
+        self._others = others
+        self._parents: dict[str, Revision] = {}
+        # Kernels keep per-thread state, and two threads that sample at once would fight for the cores.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="redistill-policy")
+
+    def staging(self, role: str) -> Staging:
+        """Return a role with its context."""
+        return self._stagings[role]
+
+    @property
+    def student(self) -> Policy:
+        """The student, whatever it holds; good for `encode`, which needs no weights."""
+        return self._policies[STUDENT]
+
+    def policy(self, role: str) -> Policy:
+        """Return a role's policy, whatever it holds."""
+        return self._policies[self._stagings[role].role.policy]
+
+    async def call(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Run a policy's blocking method in the policies' own thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+
+    async def speak(
+        self, role: str, store: Store, *, round: int, champion: str, current: str  # noqa: A002
+    ) -> Policy:
+        """Return the role's policy, holding the revision that the role names.
+
+        Raises:
+            WrongWeights: the policy does not answer with the weights that it was told to load.
+        """
+        binding = self._stagings[role].role
+        if binding.policy != STUDENT:
+            return await self.hold(binding.policy, self._others[binding.policy], store, round)
+        names: dict[RevisionName, Callable[[], str]] = {
+            "current": lambda: current,
+            "champion": lambda: champion,
+            "initial": lambda: self.initial,
+            "previous": lambda: _previous(store, round, self.initial),
+        }
+        return await self.hold(STUDENT, self.revision(names[binding.revision]()), store, round)
+
+    def revision(self, identifier: str) -> Revision:
+        """Read a student revision of this run."""
+        return Revision.read(self._folder / "revisions" / identifier)
+
+    async def hold(self, name: str, revision: Revision, store: Store, round_: int) -> Policy:
+        """Make a policy hold a revision, and prove that it does."""
+        policy = self._policies[name]
+        if policy.revision == revision.id:
+            return policy
+        for other, held in self._policies.items():
+            if other != name and held.revision:
+                await self.call(held.release)
+        await self.call(policy.load, revision)
+        parent = self._parents.get(name) or self._parent_of(name, revision)
+        proof = await self.call(prove, policy, revision, parent)
+        detail = {"policy": name, "revision": revision.id, **asdict(proof)}
+        _record(store, round_, "canary", detail)
+        if proof.verdict == "wrong":
+            raise WrongWeights(
+                f"{name} was told to load revision {revision.id[:8]} and does not answer with it "
+                f"(distance {proof.d_new:.2g} nats a token, noise {proof.noise:.2g})"
+            )
+        self._parents[name] = revision
+        return policy
+
+    def _parent_of(self, name: str, revision: Revision) -> Revision | None:
+        if name != STUDENT or revision.parent is None:
+            return None
+        return self.revision(revision.parent)
+
+    async def release(self) -> None:
+        """Make every policy give its memory back, so that a trainer can have it."""
+        for policy in self._policies.values():
+            if policy.revision:
+                await self.call(policy.release)
+
+    def close(self) -> None:
+        """End the policies' thread."""
+        self._thread.shutdown()
+
+
+def _previous(store: Store, round_: int, initial: str) -> str:
+    """Return the champion before the last completed round."""
+    rows = store.rows("SELECT champion FROM round WHERE round = ?", [max(1, round_ - 1)])
+    return str(rows[0]["champion"]) if rows else initial
+
+
+def _record(store: Store, round_: int, kind: str, detail: dict[str, Any]) -> None:
+    subject = f"{kind}:{detail['policy']}:{detail['revision']}"
+    row = {
+        "id": row_id("event", round=round_, kind=kind, subject=subject),
+        "round": round_,
+        "step": "load",
+        "kind": kind,
+        "detail": json.dumps(detail),
+        "created_at": now(),
+    }
+    store.commit({"event": [row]}, round=round_, step=f"load:{subject}", chunk=0)

@@ -1,0 +1,276 @@
+"""The noun *judge*: what a completion is worth, as a judgement in [0, 1] or a status.
+
+A judge that cannot judge says so with a status. It never raises for an answer, and never clamps or
+guesses a number (facts F12 and F52 of what went wrong elsewhere: 9.2e124, 90 read as 1.0).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Annotated, Any, ClassVar, Protocol, TypeGuard
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from ..errors import BadInput
+from ..hashing import content_hash
+from ..types import Completion, Judgement, Prompt
+from . import plugins
+
+BUILTINS = {
+    "verifier": "redistill.agents.judges.program:Verifier",
+    "longest": "redistill.agents.judges.program:Longest",
+    "shortest": "redistill.agents.judges.program:Shortest",
+    "random": "redistill.agents.judges.program:Random",
+}
+
+_RESERVED = (
+    "all analyse analyze and anti any array as asc asof asymmetric at authorization binary "
+    "both by case cast check collate collation column columns concurrently constraint create "
+    "cross default deferrable desc describe distinct do else end except false fetch for "
+    "foreign freeze from full generated glob group having ilike in initially inner intersect "
+    "into is isnull join lambda lateral leading left like limit map natural not notnull null "
+    "offset on only or order outer overlaps pivot pivot_longer pivot_wider placing positional "
+    "primary qualify references returning right select semi show similar some struct "
+    "summarize symmetric table tablesample then to trailing true try_cast tuple union unique "
+    "unpack unpivot using variadic verbose when where window with"
+)
+RESERVED = frozenset(_RESERVED.split())
+"""Words that DuckDB does not take as a column name; a test compares them with DuckDB's own."""
+
+Answer = bool | float | Judgement | None
+"""What a plain callable may return: pass or fail, a value in [0, 1], a judgement, or no opinion."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeTask:
+    """One completion to be judged, with the prompt that it answers."""
+
+    prompt: Prompt
+    completion: Completion
+
+
+class Judge(Protocol):
+    """What the loop needs of a judge."""
+
+    @property
+    def name(self) -> str:
+        """Name of the judge's column in the `answers` view."""
+
+    @property
+    def revision(self) -> str:
+        """Content hash of kind, settings and code version: equal revisions judge alike."""
+
+    async def score(self, tasks: Sequence[JudgeTask]) -> list[Judgement]:
+        """Judge each task, in the order given."""
+
+
+def column_name(name: str) -> str:
+    """Return a name that can be an SQL column.
+
+    Raises:
+        ValueError: it cannot, with what to do.
+    """
+    if not (name.isascii() and name.isidentifier()):
+        raise ValueError(f"{name!r} names a column: letters, digits and _ only, no digit first")
+    if name.casefold() in RESERVED:
+        raise ValueError(f"{name!r} names a column, and SQL reserves the word; use another name")
+    return name
+
+
+ColumnName = Annotated[str, AfterValidator(column_name)]
+
+
+class SettledJudge(BaseModel):
+    """Base of judges that are a pydantic class: the revision follows from the settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ColumnName
+    """Name of the judge's column; give one when a recipe holds two judges of a kind."""
+
+    version: ClassVar[int] = 1
+    """Raised with every change of code that can change a judgement."""
+
+    @property
+    def revision(self) -> str:
+        """Content hash of kind, settings and code version; the name is only a label."""
+        kind = f"{type(self).__module__}:{type(self).__qualname__}"
+        settings = self.model_dump(mode="json", exclude={"name"})
+        return content_hash([kind, self.version, settings])
+
+
+def load(spec: object, where: str) -> Judge:
+    """Return the judge that a recipe's `judge:` describes.
+
+    Args:
+        spec: a name, `{name: {settings}}`, `module:Attr`, or, from Python, a judge or a callable.
+        where: the key's path, for messages.
+
+    Raises:
+        BadInput: with every problem of the spec at once.
+    """
+    built: object = spec
+    if isinstance(spec, str | Mapping):
+        built = plugins.build("judges", spec, BUILTINS, where)
+    if _is_judge(built):
+        try:
+            column_name(built.name)
+        except ValueError as error:
+            raise BadInput.at(where, str(error)) from None
+        return built
+    if not callable(built):
+        raise BadInput.at(
+            where,
+            f"{type(built).__name__} is no judge",
+            "a judge has `name`, `revision` and `async def score(tasks)`, or is a function of "
+            "(prompt, completion)",
+        )
+    return _from_callable(built, where)
+
+
+def _is_judge(value: object) -> TypeGuard[Judge]:
+    return (
+        isinstance(getattr(value, "name", None), str)
+        and isinstance(getattr(value, "revision", None), str)
+        and inspect.iscoroutinefunction(getattr(value, "score", None))
+    )
+
+
+def _from_callable(function: Callable[..., Any], where: str) -> CallableJudge:
+    """Wrap a plain function, once its name and its parameters are known to fit."""
+    inner = _innermost(function)
+    name = getattr(inner, "__name__", type(inner).__name__)
+    try:
+        column_name(name)
+    except ValueError as error:
+        raise BadInput.at(
+            where, str(error), "define the judge with `def` and a plain name"
+        ) from None
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError as error:
+        raise BadInput.at(
+            where, f"{name} is called with (prompt, completion), but {error}"
+        ) from None
+    except ValueError:  # a function in C without a signature: the first call tells
+        pass
+    return CallableJudge(name=name, revision=_callable_revision(function), function=function)
+
+
+def _innermost(function: Any) -> Any:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
+
+
+def _callable_revision(function: Any) -> str:
+    """Hash where a function lives, what it says (where its source is at hand) and what is bound."""
+    inner = _innermost(function)
+    named = inner if hasattr(inner, "__qualname__") else type(inner)
+    try:
+        source = inspect.getsource(named)
+    except (OSError, TypeError):
+        source = ""
+    bound = ""
+    if isinstance(function, functools.partial):
+        bound = repr((function.args, sorted(function.keywords.items())))
+    return content_hash(["callable", 1, f"{named.__module__}:{named.__qualname__}", source, bound])
+
+
+@dataclass(frozen=True)
+class CallableJudge:
+    """A judge made of a plain function `f(prompt, completion) -> bool | float | Judgement | None`.
+
+    A synchronous function runs in a thread of its own, one answer after another; a coroutine function
+    is awaited for all answers together. One call may last `deadline` seconds. Python cannot stop a
+    thread, so after `patience` calls that hung, the rest of the batch is not asked: every hung call
+    may still burn a core, and a judge that hangs on each answer would leave a thread for each.
+    """
+
+    name: str
+    revision: str
+    function: Callable[..., Any] = field(repr=False)
+    deadline: float = 60.0
+    """Seconds."""
+    patience: int = 3
+
+    async def score(self, tasks: Sequence[JudgeTask]) -> list[Judgement]:
+        """Judge each task, in the order given."""
+        called = getattr(_innermost(self.function), "__call__", None)  # noqa: B004 - a callable object
+        if inspect.iscoroutinefunction(_innermost(self.function)) or (
+            inspect.iscoroutinefunction(called)
+        ):
+            return list(await asyncio.gather(*(self._awaited(task) for task in tasks)))
+        judgements: list[Judgement] = []
+        hung = 0
+        for task in tasks:
+            if hung >= self.patience:
+                judgements.append(
+                    Judgement.failed("timeout", f"not asked: {self.name} hung {hung} times")
+                )
+                continue
+            judgements.append(await self._threaded(task))
+            hung += judgements[-1].status == "timeout"
+        return judgements
+
+    async def _awaited(self, task: JudgeTask) -> Judgement:
+        try:
+            async with asyncio.timeout(self.deadline) as limit:
+                return judged(await self.function(task.prompt, task.completion))
+        except Exception as error:  # noqa: BLE001 - a judge's failure is data, whatever it raises
+            return self._late() if limit.expired() else _failure(error)
+
+    async def _threaded(self, task: JudgeTask) -> Judgement:
+        loop = asyncio.get_running_loop()
+        reply: asyncio.Future[Judgement] = loop.create_future()
+
+        def settle(judgement: Judgement) -> None:
+            if not reply.done():
+                reply.set_result(judgement)
+
+        def work() -> None:
+            try:
+                judgement = judged(self.function(task.prompt, task.completion))
+            except Exception as error:  # noqa: BLE001 - a judge's failure is data
+                judgement = _failure(error)
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(settle, judgement)
+
+        # Not the loop's own executor: it would wait for a hung call when the loop ends.
+        threading.Thread(target=work, name=f"judge {self.name}", daemon=True).start()
+        try:
+            return await asyncio.wait_for(reply, self.deadline)
+        except TimeoutError:
+            return self._late()
+
+    def _late(self) -> Judgement:
+        return Judgement.failed("timeout", f"no judgement within {self.deadline:g} s")
+
+
+def judged(answer: Any) -> Judgement:
+    """Turn what a callable returned into a judgement; what is no answer becomes `parse_error`."""
+    if isinstance(answer, Judgement):
+        return answer
+    if answer is None:
+        return Judgement.failed("not_applicable", "the judge has no opinion")
+    if type(answer).__module__ == "numpy" and callable(getattr(answer, "item", None)):
+        answer = answer.item()  # numpy's own bool and float32 are neither bool nor float
+    if not isinstance(answer, Real):
+        return Judgement.failed(
+            "parse_error", f"a judge returns a bool or a number, not {type(answer).__name__}"
+        )
+    value = float(answer)
+    if not math.isfinite(value) or not 0.0 <= value <= 1.0:
+        return Judgement.failed("parse_error", f"a judge's number lies in [0, 1], not {answer!r}")
+    return Judgement(value=value, raw=value)
+
+
+def _failure(error: BaseException) -> Judgement:
+    return Judgement.failed("error", f"{type(error).__name__}: {error}"[:500])

@@ -1,0 +1,62 @@
+"""Operators that ask judges."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from ...errors import BadInput, Problem
+from ...store.facts import read_completions
+from ..judge import Judge, load
+from ..operator import Advance, Makes, Operator, Turn
+from ..verdicts import judge_chunk
+
+
+class Score(Operator):
+    """Let a judge give each completion a value in [0, 1].
+
+    Survey family: feedback (Eq. 7). A judgement that fails is a row with a status and no value.
+    """
+
+    name: ClassVar[str] = "score"
+    makes: ClassVar[Makes] = "judgements"
+    needs: ClassVar[tuple[Makes, ...]] = ("completions",)
+
+    of: str | tuple[str, ...] = ()
+    """Steps whose completions are judged; the one earlier step that makes some."""
+    judge: str | dict[str, Any]
+    """A judge's name, `{name: {settings}}`, or `module:callable`."""
+
+    def load_judge(self) -> Judge:
+        """Return the judge, ready to be asked."""
+        return load(self.judge, f"{self.step}.judge")
+
+    def judges(self) -> Mapping[str, str]:
+        """The one judge that scores."""
+        judge = self.load_judge()
+        return {judge.name: judge.revision}
+
+    def check(self, where: str) -> list[Problem]:
+        """Find a judge that does not exist or has wrong settings."""
+        return judge_problems(self.judge, where)
+
+    async def advance(self, turn: Turn) -> Advance:
+        """Judge one chunk of completions."""
+        completions = read_completions(turn.run.store, turn.round, self.sources())
+        if not turn.done:
+            began = time.monotonic()
+            prompts = {prompt.id: prompt for prompt in turn.run.round_prompts(turn.round)}
+            answers = [(prompts[c.prompt_id], c) for c in turn.slice(completions)]
+            rows = await judge_chunk(turn, self.load_judge(), answers)
+            turn.commit(rows, time.monotonic() - began)
+        return turn.advance(turn.chunks(completions))
+
+
+def judge_problems(spec: str | dict[str, Any], where: str) -> list[Problem]:
+    """Return what is wrong with a judge's spec."""
+    try:
+        load(spec, f"{where}.judge")
+    except BadInput as error:
+        return list(error.problems)
+    return []

@@ -1,0 +1,216 @@
+"""Operators that make a challenger and measure it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from ...errors import BadInput, Problem
+from ...hashing import content_hash, row_id
+from ...policies.policy import Sampling
+from ...store.store import Row, now
+from ...trainers.trainer import BUILTINS as TRAINERS
+from ...trainers.trainer import Trainer
+from ...types import Split
+from .. import plugins
+from ..answer import Asked, answer
+from ..dataset import Sources, prepare
+from ..judge import Judge, load
+from ..operator import Advance, Makes, Operator, Turn
+from ..roles import STUDENT
+from ..training import run_job
+from ..verdicts import judge_chunk
+from .feedback import judge_problems
+
+
+class Train(Operator):
+    """Train the champion on the rows of the round; what comes out is the challenger.
+
+    The trainer's own settings stand beside `trainer`: `train: {trainer: dpo, beta: 0.1}`. Training
+    prompts are rendered without the role's context (context distillation), unless `keep_context`.
+    """
+
+    name: ClassVar[str] = "train"
+    makes: ClassVar[Makes] = "revision"
+    needs: ClassVar[tuple[Makes, ...]] = ("rows",)
+
+    trainer: str | dict[str, Any]
+    """A trainer's name, or `{name: {settings}}`."""
+    of: str | tuple[str, ...] = ()
+    """The select or pair step whose rows train."""
+    from_: Literal["champion", "initial"] = Field("champion", alias="from")
+    """Where training begins."""
+    reference: Literal["start", "previous", "initial"] = "start"
+    """The reference policy of preference losses; start is where training begins."""
+    keep_context: bool = False
+    """Train on the prompt as the role saw it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, data: Any) -> Any:
+        """Move the keys that are not the step's own into the trainer's settings."""
+        if not isinstance(data, dict) or "trainer" not in data:
+            return data
+        own = {field.alias or name for name, field in cls.model_fields.items()} | set(cls.model_fields)
+        rest = {key: value for key, value in data.items() if key not in own}
+        if not rest:
+            return data
+        name, settings = plugins.one_of(data["trainer"], "trainer")
+        kept = {key: value for key, value in data.items() if key in own}
+        return kept | {"trainer": {name: {**settings, **rest}}}
+
+    @property
+    def trainer_name(self) -> str:
+        """The trainer's name as the recipe has it."""
+        return plugins.one_of(self.trainer, "train.trainer")[0]
+
+    def load_trainer(self, where: str = "train.trainer") -> Trainer:
+        """Return the trainer with its settings."""
+        built = plugins.build("trainers", self.trainer, TRAINERS, where)
+        if not isinstance(built, Trainer):
+            raise BadInput.at(where, f"{built!r} is no trainer", "subclass redistill's Trainer")
+        return built
+
+    def check(self, where: str) -> list[Problem]:
+        """Find a trainer that does not exist or has wrong settings."""
+        try:
+            self.load_trainer(f"{where}.trainer")
+        except BadInput as error:
+            return list(error.problems)
+        return []
+
+    async def advance(self, turn: Turn) -> Advance:
+        """First freeze the training rows, then run the job: two super-steps."""
+        trainer = self.load_trainer()
+        if turn.cursor == 0:
+            if not turn.done:
+                began = time.monotonic()
+                sources = Sources(
+                    step=self.sources()[0],
+                    start=self.from_,
+                    reference=self.reference,
+                    keep_context=self.keep_context,
+                    trainer=self.trainer_name,
+                )
+                rows = await prepare(turn, trainer, sources)
+                turn.commit(rows, time.monotonic() - began)
+            return turn.advance(2)
+        challenger = await run_job(turn, self.trainer_name, trainer)
+        return turn.advance(2, challenger=challenger)
+
+
+class Evaluate(Operator):
+    """Let the challenger answer the held-out prompts, and judge its answers.
+
+    An evaluation is kept by (revision, prompts, judge, decoding), so that a champion is measured once.
+    """
+
+    name: ClassVar[str] = "evaluate"
+    makes: ClassVar[Makes] = "evaluation"
+    needs: ClassVar[tuple[Makes, ...]] = ()
+
+    judge: str | dict[str, Any]
+    """The judge of the held-out evidence."""
+    temperature: float = Field(0.0, ge=0, le=4)
+    """0 is greedy."""
+    max_tokens: int = Field(256, ge=1)
+    """Longest answer."""
+
+    def load_judge(self) -> Judge:
+        """Return the judge, ready to be asked."""
+        return load(self.judge, f"{self.step}.judge")
+
+    def judges(self) -> Mapping[str, str]:
+        """The one judge of the evidence."""
+        judge = self.load_judge()
+        return {judge.name: judge.revision}
+
+    def check(self, where: str) -> list[Problem]:
+        """Find a judge that does not exist or has wrong settings."""
+        return judge_problems(self.judge, where)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the answers are decoded."""
+        return Sampling(self.temperature, 1.0, 0, self.max_tokens)
+
+    async def advance(self, turn: Turn) -> Advance:
+        """Measure the current revision on the held-out prompts, chunk by chunk."""
+        return await self.measure(turn, "heldout")
+
+    async def measure(self, turn: Turn, split: Split) -> Advance:
+        """Measure the current revision on a split; after the last chunk comes the evaluation's row."""
+        prompts = turn.run.prompts(split)
+        planned = [Asked(prompt, 0) for prompt in prompts]
+        total = turn.chunks(planned) + 1
+        identifier = self.key(turn, turn.current, split)
+        if turn.cursor == 0 and known_elsewhere(turn, identifier):
+            return Advance(None)
+        if turn.done:
+            return turn.advance(total)
+        began = time.monotonic()
+        if turn.cursor == total - 1:
+            rows = {"evaluation": [self._summary(turn, identifier, split)]}
+        else:
+            answered = await answer(turn, STUDENT, turn.slice(planned), self.sampling)
+            verdicts = await judge_chunk(turn, self.load_judge(), answered.completions)
+            rows = {**answered.rows, "judgement": verdicts["judgement"]}
+            rows["content"] = answered.rows["content"] + verdicts["content"]
+        turn.commit(rows, time.monotonic() - began)
+        return turn.advance(total)
+
+    def key(self, turn: Turn, revision: str, split: Split) -> str:
+        """Return the id of the evaluation of a revision."""
+        return row_id(
+            "evaluation",
+            run=turn.run.key,
+            revision=revision,
+            prompts=prompts_hash(turn, split),
+            judge=self.load_judge().revision,
+            decoding=asdict(self.sampling),
+            seed=turn.run.seed,
+        )
+
+    def _summary(self, turn: Turn, identifier: str, split: Split) -> Row:
+        judge = self.load_judge()
+        [found] = turn.run.store.rows(
+            """
+            SELECT count(j.value) AS n, coalesce(avg(j.value), 0) AS value
+            FROM completion c JOIN judgement j ON j.completion_id = c.id AND j.round = c.round
+            WHERE c.round = ? AND c.step = ? AND j.judge_revision = ?
+            """,
+            [turn.round, turn.step, judge.revision],
+        )
+        return {
+            "id": identifier,
+            "round": turn.round,
+            "step": turn.step,
+            "split": split,
+            "revision": turn.current,
+            "prompts_hash": prompts_hash(turn, split),
+            "judge": judge.name,
+            "judge_revision": judge.revision,
+            "decoding": json.dumps(asdict(self.sampling)),
+            "n": found["n"],
+            "value": found["value"],
+            "created_at": now(),
+        }
+
+
+def prompts_hash(turn: Turn, split: Split) -> str:
+    """Name a set of prompts by its ids."""
+    return content_hash([prompt.id for prompt in turn.run.prompts(split)])
+
+
+def known_elsewhere(turn: Turn, identifier: str) -> bool:
+    """Whether an earlier step has made this evaluation already."""
+    rows = turn.run.store.rows(
+        "SELECT 1 FROM evaluation WHERE id = ? AND NOT (round = ? AND step = ?)",
+        [identifier, turn.round, turn.step],
+    )
+    return bool(rows)

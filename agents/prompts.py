@@ -1,0 +1,265 @@
+"""Reading prompts from JSONL files, and dealing them into the three splits.
+
+Rows: `{prompt: "..." | messages: [...], verify?, answer?, reference?, privileged?, tags?, source?,
+licence?, split?}`. Every problem of a file is told in one go, by line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..errors import BadInput, Problem
+from ..hashing import content_hash, row_id
+from ..types import Message, Prompt, Split
+from .judges.checkers import check_spec
+from .plugins import did_you_mean
+
+_KEYS = "prompt messages verify answer reference privileged tags source licence split".split()
+_SHOWN = 5
+_SHIPPED = "redistill:"
+_LINE_LIMIT = 4 << 20
+
+
+class PromptSource(BaseModel):
+    """Where prompts come from, and how many of them one round takes.
+
+    One `file` is split by each row's own `split`, else by hash; or the three splits are named files.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str | None = None
+    """One JSONL file for all splits; `redistill:NAME.jsonl` is one that ships."""
+    train: str | None = None
+    heldout: str | None = None
+    test: str | None = None
+    per_round: int | None = Field(None, ge=1)
+    """Train prompts of one round; all of them where it is left out."""
+    heldout_share: float = Field(0.15, gt=0, lt=0.5)
+    """Share of the rows without a `split` that goes to heldout, by hash."""
+    test_share: float = Field(0.15, gt=0, lt=0.5)
+    """Share of the rows without a `split` that goes to test, by hash."""
+
+    def files(self) -> list[tuple[str, Split | None]]:
+        """Return the files that are named, each with the split that it is for."""
+        named: list[tuple[str, Split | None]] = [
+            (path, split)
+            for path, split in (
+                (self.train, cast(Split, "train")),
+                (self.heldout, cast(Split, "heldout")),
+                (self.test, cast(Split, "test")),
+            )
+            if path
+        ]
+        return [(self.file, None), *named] if self.file else named
+
+
+def locate(path: str, base: Path) -> Traversable:
+    """Return a data file: one that ships (`redistill:NAME`), or a path beside the recipe."""
+    if path.startswith(_SHIPPED):
+        return resources.files("redistill") / "recipes" / "data" / path.removeprefix(_SHIPPED)
+    return base / path
+
+
+def ships(path: str) -> bool:
+    """Whether a data file comes with the package."""
+    return path.startswith(_SHIPPED)
+
+
+def read_rows(path: str, base: Path, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line, row) of a JSONL file.
+
+    Raises:
+        BadInput: the file is missing, empty or no text, or lines are no JSON objects.
+    """
+    file = locate(path, base)
+    if not file.is_file():
+        raise BadInput.at(where, f"no such file: {path}", f"looked for {file}")
+    raw = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    if not raw.strip():
+        raise BadInput.at(
+            where, f"{path} is empty ({len(raw)} bytes)", "give one JSON object a line"
+        )
+    problems: list[Problem] = []
+    rows: list[tuple[int, dict[str, Any]]] = []
+    for number, line in enumerate(raw.split(b"\n"), start=1):
+        if line.strip():
+            row = _row(line, f"{path}:{number}")
+            if isinstance(row, Problem):
+                problems.append(row)
+            else:
+                rows.append((number, row))
+    if problems:
+        raise BadInput(*_first(problems))
+    yield from rows
+
+
+def _row(line: bytes, where: str) -> dict[str, Any] | Problem:
+    if len(line) > _LINE_LIMIT:
+        return Problem(where, f"the line has {len(line)} bytes", f"at most {_LINE_LIMIT}")
+    try:
+        row = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        return Problem(where, f"no UTF-8: {error.reason} at byte {error.start}", "save it as UTF-8")
+    except (ValueError, RecursionError) as error:
+        return Problem(where, f"no valid JSON: {error}")
+    if not isinstance(row, dict):
+        return Problem(where, f"must be an object, not {type(row).__name__}")
+    return row
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _first(problems: list[Problem]) -> list[Problem]:
+    """Keep the first few and say how many there are."""
+    if len(problems) <= _SHOWN:
+        return problems
+    more = Problem("", f"and {len(problems) - _SHOWN} more problems of this kind")
+    return [*problems[:_SHOWN], more]
+
+
+def load_prompts(source: PromptSource, base: Path, seed: int) -> list[Prompt]:
+    """Read all prompts of a recipe, in order, each in its split.
+
+    Equal prompts of one split count once; equal prompts in two splits are refused, because then the
+    held-out evidence would be a training row.
+
+    Raises:
+        BadInput: with every problem that was found.
+    """
+    problems: list[Problem] = []
+    if not source.files():
+        problems.append(
+            Problem("prompts", "names no file", "write `prompts: {file: prompts.jsonl}`")
+        )
+    found: dict[str, tuple[Prompt, str]] = {}
+    for path, split in source.files():
+        try:
+            rows = list(read_rows(path, base, "prompts"))
+        except BadInput as error:
+            problems += error.problems
+            continue
+        for number, row in rows:
+            where = f"{path}:{number}"
+            prompt = _prompt(row, split, source, where)
+            if isinstance(prompt, Problem):
+                problems.append(prompt)
+            elif (twin := found.get(prompt.id)) and twin[0].split != prompt.split:
+                problems.append(
+                    Problem(
+                        where, f"is {prompt.split}, the same prompt is {twin[0].split} in {twin[1]}"
+                    )
+                )
+            else:
+                found.setdefault(prompt.id, (prompt, where))
+    prompts = [prompt for prompt, _ in found.values()]
+    if not problems:
+        problems += _missing_splits(prompts)
+    if problems:
+        raise BadInput(*_first(problems))
+    return _deal(prompts, seed)
+
+
+def _prompt(
+    row: dict[str, Any], split: Split | None, source: PromptSource, where: str
+) -> Prompt | Problem:
+    for key in row:
+        if key not in _KEYS:
+            return Problem(where, f"unknown key {key!r}", did_you_mean(key, _KEYS, "keys are"))
+    messages = _messages(row, where)
+    if isinstance(messages, Problem):
+        return messages
+    for key in ("answer", "reference", "privileged", "source", "licence"):
+        if not isinstance(row.get(key, ""), str):
+            return Problem(where, f"{key} must be text, not {row[key]!r}")
+    tags = row.get("tags", [])
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        return Problem(where, f"tags must be a list of texts, not {tags!r}")
+    verify = row.get("verify", {})
+    if not isinstance(verify, dict):
+        return Problem(where, "verify must be an object {checker: settings}")
+    if faults := check_spec(verify, f"{where} verify"):
+        return faults[0]
+    identifier = row_id(
+        "prompt",
+        messages=[m.as_dict() for m in messages],
+        details={k: row.get(k) for k in ("verify", "answer", "reference", "privileged")},
+    )
+    own = row.get("split")
+    if own is not None and own not in get_args(Split):
+        return Problem(where, f"split is {own!r}", "one of train, heldout, test")
+    return Prompt(
+        id=identifier,
+        messages=messages,
+        split=split or own or _split_by_hash(identifier, source),
+        verify=row.get("verify"),
+        answer=row.get("answer"),
+        reference=row.get("reference"),
+        privileged=row.get("privileged"),
+        tags=tuple(tags),
+        source=row.get("source", ""),
+        licence=row.get("licence", ""),
+    )
+
+
+def _messages(row: dict[str, Any], where: str) -> tuple[Message, ...] | Problem:
+    if ("prompt" in row) == ("messages" in row):
+        return Problem(
+            where, "needs either `prompt` or `messages`", f"it has {', '.join(row) or 'nothing'}"
+        )
+    if "prompt" in row:
+        text = row["prompt"]
+        if not isinstance(text, str) or not text.strip():
+            return Problem(where, f"prompt must be text, not {text!r}")
+        turns: tuple[Message, ...] = (Message("user", text),)
+    else:
+        given = row["messages"]
+        good = (
+            isinstance(given, list)
+            and given
+            and all(
+                isinstance(m, dict)
+                and m.keys() == {"role", "content"}
+                and m["role"] in ("system", "user", "assistant")
+                and isinstance(m["content"], str)
+                for m in given
+            )
+        )
+        if not good or given[-1]["role"] != "user":
+            return Problem(where, "messages must be {role, content} turns that end with a user's")
+        turns = tuple(Message(m["role"], m["content"]) for m in given)
+    if any("\ud800" <= c <= "\udfff" for m in turns for c in m.content):
+        return Problem(where, "holds half of a surrogate pair", "write the character itself")
+    return turns
+
+
+def _split_by_hash(identifier: str, source: PromptSource) -> Split:
+    place = int(content_hash(["split", identifier])[:8], 16) / 16**8
+    if place < source.test_share:
+        return "test"
+    return "heldout" if place < source.test_share + source.heldout_share else "train"
+
+
+def _missing_splits(prompts: list[Prompt]) -> list[Problem]:
+    have = {prompt.split for prompt in prompts}
+    return [
+        Problem("prompts", f"no prompt is in the split {split}", "give more rows, or a file for it")
+        for split in get_args(Split)
+        if split not in have
+    ]
+
+
+def _deal(prompts: list[Prompt], seed: int) -> list[Prompt]:
+    """Put train prompts into the seed's order; a round takes the next slice of it."""
+    train = [p for p in prompts if p.split == "train"]
+    train.sort(key=lambda p: content_hash(["deal", seed, p.id]))
+    return train + [p for p in prompts if p.split != "train"]

@@ -1,0 +1,138 @@
+"""Roles: bindings of a name to a policy, a revision of it, and a context.
+
+No operator asks whether the teacher is the student: it names a role, and the role says who speaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..errors import BadInput, Problem
+from ..hashing import content_hash
+from ..types import Message, Prompt
+from .prompts import read_rows
+
+STUDENT = "student"
+RevisionName = Literal["current", "champion", "previous", "initial"]
+
+
+class FewShot(BaseModel):
+    """Worked examples that are shown as earlier turns of the conversation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str
+    """JSONL rows `{prompt, answer, tags?}`; `redistill:NAME.jsonl` is one that ships."""
+    n: int = Field(3, ge=1)
+    """Examples shown."""
+    match: str | None = None
+    """Show examples whose tag of this key equals the prompt's, for example `form`."""
+
+
+class RoleContext(BaseModel):
+    """What a role sees before the prompt."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    system: str | None = None
+    """A system turn."""
+    few_shot: FewShot | None = None
+    """Worked examples."""
+
+
+class Role(BaseModel):
+    """Who speaks: a policy, which revision of it, and what it is shown first."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    policy: str = STUDENT
+    """`student`, or a model as in the recipe's `student` key."""
+    revision: RevisionName = "current"
+    """current is the champion until `train`, the challenger after; the student's only."""
+    context: RoleContext = RoleContext()
+    """What the role is shown before the prompt; training prompts leave it out."""
+
+
+class Staging:
+    """A role's context, ready to be put before prompts.
+
+    Raises:
+        BadInput: the examples' file is missing or malformed.
+    """
+
+    def __init__(self, name: str, role: Role, base: Path) -> None:
+        self.role = role
+        self.system = role.context.system
+        shot = role.context.few_shot
+        self._shot = shot
+        self._examples = _examples(shot, base, f"roles.{name}.context.few_shot") if shot else []
+
+    @property
+    def digest(self) -> str:
+        """Hash of all that the context shows; empty for none."""
+        if not self.system and not self._examples:
+            return ""
+        shown = [[list(turn) for turn in example] for example in self._examples]
+        rule = [self._shot.n, self._shot.match] if self._shot else []
+        return content_hash([self.system, rule, shown])
+
+    def stage(self, prompt: Prompt) -> tuple[Message, ...]:
+        """Return the conversation that the role sees."""
+        before = (Message("system", self.system),) if self.system else ()
+        shots = tuple(
+            message
+            for question, answer, _ in self._matching(prompt)
+            for message in (Message("user", question), Message("assistant", answer))
+        )
+        return before + shots + prompt.messages
+
+    def _matching(self, prompt: Prompt) -> Sequence[tuple[str, str, tuple[str, ...]]]:
+        if self._shot is None:
+            return []
+        key = self._shot.match
+        wanted = f"{key}:{prompt.tag(key)}" if key else None
+        fits = [e for e in self._examples if wanted is None or wanted in e[2]]
+        return fits[: self._shot.n]
+
+
+def _examples(shot: FewShot, base: Path, where: str) -> list[tuple[str, str, tuple[str, ...]]]:
+    examples = []
+    problems = []
+    for number, row in read_rows(shot.file, base, where):
+        prompt, answer = row.get("prompt"), row.get("answer")
+        if isinstance(prompt, str) and isinstance(answer, str):
+            examples.append((prompt, answer, tuple(row.get("tags", []))))
+        else:
+            problems.append(
+                Problem(f"{shot.file}:{number}", "needs the texts `prompt` and `answer`")
+            )
+    if problems:
+        raise BadInput(*problems)
+    return examples
+
+
+def check_roles(roles: Mapping[str, Role], judges: Sequence[str]) -> list[Problem]:
+    """Return what is wrong with the names of roles."""
+    problems = []
+    for name, role in roles.items():
+        where = f"roles.{name}"
+        if name in judges:
+            problems.append(Problem(where, "is the name of a judge", "give the role another name"))
+        if role.policy != STUDENT and role.revision != "current":
+            problems.append(
+                Problem(
+                    f"{where}.revision", f"{role.revision!r} is of the student only", "leave it out"
+                )
+            )
+    return problems
+
+
+def describe(role: Role) -> dict[str, Any]:
+    """Return a role's settings without file paths, for ids."""
+    settings: dict[str, Any] = role.model_dump(mode="json")
+    settings.pop("context")
+    return settings

@@ -1,0 +1,98 @@
+"""Running a frozen training job in the worker, and keeping all that it measured."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from ..hashing import row_id
+from ..store.store import Row, now
+from ..trainers.trainer import Job, Result, Trainer
+from .dataset import job_folder
+from .operator import Turn
+
+
+async def run_job(turn: Turn, name: str, trainer: Trainer) -> str:
+    """Run the round's job and return the revision that came of it, or "" where none did.
+
+    The policies give their memory back first: sampler and trainer never hold one card together.
+    """
+    run = turn.run
+    if not turn.done:
+        began = time.monotonic()
+        folder = job_folder(turn)
+        job = Job.read(folder, run.folder)
+        rows = pq.read_metadata(job.rows).num_rows
+        await run.cast.release()
+        result = await _train(turn, trainer, rows)
+        turn.commit(_rows(turn, name, trainer, job, result), time.monotonic() - began)
+        if result.status != "trained":
+            run.progress.note(f"round {turn.round}: nothing published: {result.message}")
+    [found] = run.store.rows(
+        "SELECT revision FROM training_run WHERE round = ? AND step = ?", [turn.round, turn.step]
+    )
+    return str(found["revision"] or "")
+
+
+async def _train(turn: Turn, trainer: Trainer, rows: int) -> Result:
+    if rows == 0:
+        return Result(status="no_rows", message="the round's curation kept no row")
+    if trainer.plan(rows) == 0:
+        return Result(status="no_steps", rows=rows, message=trainer.arithmetic(rows))
+
+    def tell(event: dict[str, Any]) -> None:
+        if event.get("event") == "step":
+            turn.run.progress.phase(turn.round, turn.step, event["step"], event["steps"])
+
+    return await turn.run.worker.run(job_folder(turn), turn.run.folder, tell)
+
+
+def _rows(
+    turn: Turn, name: str, trainer: Trainer, job: Job, result: Result
+) -> dict[str, list[Row]]:
+    identifier = row_id("training_run", run=turn.run.key, round=turn.round, step=turn.step)
+    run_row: Row = {
+        "id": identifier,
+        "round": turn.round,
+        "step": turn.step,
+        "trainer": name,
+        "settings": json.dumps(trainer.params()),
+        "start_revision": job.start_revision,
+        "reference_revision": job.reference_revision,
+        "dataset_hash": job.dataset_hash,
+        "rows": result.rows,
+        "status": result.status,
+        "message": result.message,
+        "revision": result.revision,
+        "steps": result.steps,
+        "seconds": result.seconds,
+        "cpu_seconds": result.cpu_seconds,
+        "peak_rss_mb": result.peak_rss_mb,
+        "created_at": now(),
+    }
+    metrics = [
+        {
+            "training_run_id": identifier,
+            "round": turn.round,
+            "optimizer_step": metric["step"],
+            "name": metric["name"],
+            "value": metric["value"],
+        }
+        for metric in result.metrics
+    ]
+    revisions: list[Row] = []
+    if result.revision:
+        revisions.append(
+            {
+                "id": result.revision,
+                "round": turn.round,
+                "parent": job.start_revision,
+                "folder": f"revisions/{result.revision}",
+                "training_run_id": identifier,
+                "created_at": now(),
+            }
+        )
+    return {"training_run": [run_row], "training_metric": metrics, "revision": revisions}

@@ -1,0 +1,83 @@
+"""YAML that remembers its lines, and refuses what YAML usually lets pass in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from ..errors import BadInput, Problem
+
+Path = tuple[str | int, ...]
+_DEPTH = 40
+
+
+def parse(text: str, name: str) -> tuple[dict[str, Any], dict[Path, int]]:
+    """Read a YAML mapping and the line of each of its keys and items.
+
+    Args:
+        text: the document.
+        name: what to call it in messages.
+
+    Raises:
+        BadInput: no YAML, no mapping, a key given twice, an alias, or nested beyond reason.
+    """
+    text = text.removeprefix("\ufeff")
+    try:
+        # A few bytes of aliases can stand for gigabytes, and a recipe has no use for them.
+        for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            if isinstance(token, yaml.AliasToken):
+                line = token.start_mark.line + 1
+                raise BadInput.at(f"{name}:{line}", f"*{token.value}: aliases are not read", "write it out")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        raise BadInput.at(f"{name}{line}", f"no valid YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise BadInput.at(name, f"no valid YAML: {error}") from error
+    if not isinstance(node, yaml.MappingNode):
+        raise BadInput.at(name, "a recipe is a mapping of keys", "`redistill init` writes one")
+    lines: dict[Path, int] = {}
+    problems: list[Problem] = []
+    _walk(node, (), lines, problems, name)
+    if problems:
+        raise BadInput(*problems)
+    data: dict[str, Any] = yaml.safe_load(text)
+    return data, lines
+
+
+def _walk(
+    node: yaml.Node, path: Path, lines: dict[Path, int], problems: list[Problem], name: str
+) -> None:
+    lines.setdefault(path, node.start_mark.line + 1)
+    if len(path) > _DEPTH:
+        problems.append(Problem(f"{name}:{node.start_mark.line + 1}", "nested too deeply"))
+        return
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            word = str(key.value)
+            line = key.start_mark.line + 1
+            if (*path, word) in lines:
+                first = lines[(*path, word)]
+                problems.append(
+                    Problem(f"{name}:{line} {word}", f"key given twice, first in line {first}")
+                )
+                continue
+            lines[(*path, word)] = line
+            _walk(value, (*path, word), lines, problems, name)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            _walk(value, (*path, index), lines, problems, name)
+
+
+def line_of(where: str, lines: Mapping[Path, int]) -> int | None:
+    """Return the line of a dotted path such as `round[2].score.judge`, or of its nearest parent."""
+    path: list[str | int] = []
+    for part in where.replace("]", "").replace("[", ".#").split("."):
+        if part:
+            path.append(int(part[1:]) if part.startswith("#") else part)
+    while path and tuple(path) not in lines:
+        path.pop()
+    return lines.get(tuple(path)) if path else None

@@ -1,0 +1,95 @@
+"""Which weights spoke? An engine is believed after it has answered the canary of its revision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from ..types import TokenIds
+from .revision import Canary, Revision, Verdict, check_canary
+
+NOISE_FLOOR = 1e-5
+"""Nats a token; two fp32 engines differ by about 1e-6."""
+_FAR = 1e6
+"""Stands for a distance that is not finite, so that a proof can be stored as JSON."""
+
+
+class Answerer(Protocol):
+    """The part of a policy that a proof needs."""
+
+    def score(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[tuple[float, ...]]:
+        """Return the raw log-probs of each (prompt, completion)'s completion tokens."""
+
+    def fingerprint(self) -> str:
+        """Hash the tensors that are held now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What came of asking a policy for its canary, ready to be stored as an event."""
+
+    verdict: Literal["ok", "wrong"]
+    """What is to be done about it: `wrong` stops the run."""
+    canary: Verdict
+    """What the log-probs say alone; where `inconclusive`, the tensor fingerprint gave the verdict."""
+    d_new: float
+    """Mean absolute distance to the revision's canary, nats a token; 0 where it has none."""
+    d_parent: float | None
+    """The same to the parent's canary."""
+    noise: float
+    """Mean absolute difference of the policy's own answers in two batchings, nats a token."""
+
+
+def prove(policy: Answerer, revision: Revision, parent: Revision | None) -> Proof:
+    """Ask a policy which weights it holds.
+
+    Args:
+        policy: any policy that was told to load `revision`.
+        revision: what it should hold.
+        parent: what it held before, or what the revision was trained from; the weights with which it
+            would answer if the load had done nothing.
+    """
+    expected = revision.canary
+    if expected is None:
+        return Proof(_by_fingerprint(policy, revision), "inconclusive", 0.0, None, NOISE_FLOOR)
+    measured, noise = _ask(policy, expected.sequences)
+    older = _comparable(parent, revision)
+    canary = check_canary(measured, expected, older, noise)
+    return Proof(
+        verdict=_by_fingerprint(policy, revision) if canary == "inconclusive" else canary,
+        canary=canary,
+        d_new=_bounded(measured.distance(expected)),
+        d_parent=None if older is None else _bounded(measured.distance(older)),
+        noise=noise,
+    )
+
+
+def _ask(policy: Answerer, sequences: Sequence[TokenIds]) -> tuple[Canary, float]:
+    """Return the policy's answers, and how much they move when nothing but the padding changes."""
+    pairs = [(tuple(s[:1]), tuple(s[1:])) for s in sequences]
+    together = Canary(tuple(sequences), tuple(policy.score(pairs)))
+    alone = Canary(tuple(sequences), tuple(policy.score([pair])[0] for pair in pairs))
+    noise = together.distance(alone)
+    return together, max(NOISE_FLOOR, noise if math.isfinite(noise) else NOISE_FLOOR)
+
+
+def _comparable(parent: Revision | None, revision: Revision) -> Canary | None:
+    """Return the parent's canary, where it is of other weights and was asked the same."""
+    if (
+        parent is None
+        or parent.id == revision.id
+        or parent.canary is None
+        or revision.canary is None
+    ):
+        return None
+    return parent.canary if parent.canary.sequences == revision.canary.sequences else None
+
+
+def _by_fingerprint(policy: Answerer, revision: Revision) -> Literal["ok", "wrong"]:
+    return "ok" if policy.fingerprint() == revision.id else "wrong"
+
+
+def _bounded(distance: float) -> float:
+    return min(distance, _FAR) if math.isfinite(distance) else _FAR

@@ -1,0 +1,300 @@
+"""The embedded policy: a Hugging Face causal language model in this process, in fp32.
+
+Its sampler is our own: prompts that are shared are prefilled once, ended rows leave the batch, and every
+row has its own generator. Batches are fixed slices of what is asked, so the answers do not depend on how
+many threads work on them.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from ..errors import BadInput, StoreProblem
+from ..types import Message, TokenIds
+from . import sampler
+from .chat import ChatCodec
+from .policy import Generation, Request, Sampling
+from .revision import Revision, check_finite, fingerprint_model
+
+A = TypeVar("A")
+B = TypeVar("B")
+SCORED_TOKENS = 8192
+"""Most tokens, padding included, of one scored batch."""
+_STATEFUL_ROPE = ("dynamic", "longrope")
+"""Rotary embeddings that change themselves during a forward pass, which two threads may not share."""
+
+
+class TransformersPolicy:
+    """A causal language model that acts; see `redistill.policies.policy.Policy`.
+
+    Nothing is loaded before `load`, but `encode` works at once: tokenizer and template are those of the
+    revision given here, and of all that are trained from it.
+
+    Args:
+        revision: where the tokenizer and the architecture come from.
+        rows_per_batch: rows that are sampled together; part of what fixes an answer, up to rounding.
+        threads: batches that run at once, one core each; all cores of this process if None.
+    """
+
+    def __init__(
+        self, revision: Revision, *, rows_per_batch: int = 32, threads: int | None = None
+    ) -> None:
+        self._folder = revision.folder
+        self._rows = rows_per_batch
+        self._threads = threads or _cores()
+        self._model: Any = None
+        self._revision = ""
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def revision(self) -> str:
+        """Content hash of the weights that are loaded; empty when none are."""
+        return self._revision
+
+    @cached_property
+    def context_length(self) -> int:
+        """Most tokens that prompt and answer may have together."""
+        config = _read_json(self._folder / "config.json")
+        config = config.get("text_config", config)
+        return int(config.get("max_position_embeddings") or config["n_positions"])
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """Hash of the map from tokens to ids."""
+        return self._codec.vocabulary
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """The tokens that end an answer: of the generation config, the model's and the tokenizer's.
+
+        Raises:
+            BadInput: none of them names one, so that no answer would ever end.
+        """
+        named = [_read_json(self._folder / "config.json").get("eos_token_id")]
+        named += [self._tokenizer.eos_token_id]
+        if (self._folder / "generation_config.json").is_file():
+            named.append(_read_json(self._folder / "generation_config.json").get("eos_token_id"))
+        lists = [n if isinstance(n, list) else [n] for n in named]
+        stops = frozenset(int(i) for ids in lists for i in ids if i is not None)
+        if not stops:
+            raise BadInput.at(
+                str(self._folder),
+                "no end token is known, so that no answer would end",
+                "set eos_token_id in its generation_config.json",
+            )
+        return stops
+
+    def encode(self, messages: Sequence[Message]) -> TokenIds:
+        """Render a conversation with the chat template, ready to be answered."""
+        return self._codec.conversation(messages)
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Generation]:
+        """Answer each request, in the order given. Requests of one prompt should stand together.
+
+        Raises:
+            ValueError: a prompt is empty, or leaves no room for `max_tokens`.
+        """
+        longest = max((len(r.prompt_ids) for r in requests), default=0)
+        if longest + sampling.max_tokens > self.context_length:
+            raise ValueError(
+                f"a prompt of {longest} and an answer of {sampling.max_tokens} tokens exceed "
+                f"the context of {self.context_length}"
+            )
+        if not all(r.prompt_ids for r in requests):
+            raise ValueError("a prompt holds no token")
+        model, stops = self._held(), self.stop_ids
+        batches = [requests[i : i + self._rows] for i in range(0, len(requests), self._rows)]
+        answers = self._each(lambda batch: sampler.sample(model, batch, sampling, stops), batches)
+        return [
+            Generation(
+                text=self._codec.decode(said.token_ids),
+                token_ids=said.token_ids,
+                logprobs=said.logprobs,
+                finish_reason="stop" if said.ended else "length",
+            )
+            for batch in answers
+            for said in batch
+        ]
+
+    def score(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[tuple[float, ...]]:
+        """Return the raw log-probs of each (prompt, completion)'s completion tokens.
+
+        Raises:
+            ValueError: a prompt is empty, or a pair exceeds the context.
+        """
+        if any(not p or len(p) + len(c) > self.context_length for p, c in pairs):
+            raise ValueError(f"a pair is scored with 1 to {self.context_length} tokens")
+        model = self._held()
+        batches = self._scored_together(pairs)
+        answers = self._each(lambda rows: sampler.score(model, [pairs[i] for i in rows]), batches)
+        scores: dict[int, tuple[float, ...]] = {}
+        for rows, batch in zip(batches, answers, strict=True):
+            scores.update(zip(rows, batch, strict=True))
+        return [scores[i] for i in range(len(pairs))]
+
+    def choose(self, prompt_ids: TokenIds, options: Sequence[str]) -> list[float]:
+        """Return the probabilities of the options as (the beginning of) the answer; they sum to 1.
+
+        The sum of an option's log-probs counts, not their mean: options should be about equally long.
+        """
+        scored = self.score([(prompt_ids, self._codec.plain(option)) for option in options])
+        sums = torch.tensor([sum(values) for values in scored], dtype=torch.float64)
+        return [float(p) for p in sums.softmax(0)]
+
+    def load(self, revision: Revision) -> None:
+        """Hold exactly these weights from now on.
+
+        A module of the same architecture is kept, and its tensors are overwritten.
+
+        Raises:
+            StoreProblem: a file is missing or not what was written, a tensor is missing, unknown or not
+                finite. No weights are held then.
+        """
+        revision.verify_files()
+        self._revision = ""
+        model, self._model = self._model, None
+        if model is not None and _same_architecture(model, revision.folder):
+            _overwrite(model, revision.folder)
+        else:
+            del model
+            model = _built(revision.folder, self._device)
+        check_finite(model)
+        self._model, self._revision = model, revision.id
+
+    def release(self) -> None:
+        """Give back the memory of the weights; `load` brings them again."""
+        self._model, self._revision = None, ""
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def fingerprint(self) -> str:
+        """Hash the tensors that are held now; empty when none are."""
+        return "" if self._model is None else fingerprint_model(self._model)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return transformers.AutoTokenizer.from_pretrained(
+            self._folder, local_files_only=True, trust_remote_code=False
+        )
+
+    @cached_property
+    def _codec(self) -> ChatCodec:
+        return ChatCodec(self._tokenizer)
+
+    def _held(self) -> Any:
+        if self._model is None:
+            raise RuntimeError("no weights are held: load a revision first")
+        return self._model
+
+    def _scored_together(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[list[int]]:
+        """Return batches of pairs by index, like lengths together, so that little is padding."""
+        lengths = [len(p) + len(c) for p, c in pairs]
+        batches: list[list[int]] = []
+        for i in sorted(range(len(pairs)), key=lengths.__getitem__):
+            room = min(self._rows, max(1, SCORED_TOKENS // lengths[i]))
+            if not batches or len(batches[-1]) >= room:
+                batches.append([])
+            batches[-1].append(i)
+        return batches
+
+    def _each(self, work: Callable[[A], B], batches: Sequence[A]) -> list[B]:
+        """Do the work for every batch, several at once, and return the results in order."""
+        workers = min(self._threads, len(batches))
+        rope = getattr(self._held().config.get_text_config(), "rope_parameters", None) or {}
+        if self._device.type != "cpu" or rope.get("rope_type") in _STATEFUL_ROPE:
+            workers = 1
+        # One core a batch, also when there is one batch: the order of sums may not depend on threads.
+        with _one_core_each():
+            if workers <= 1:
+                return [work(batch) for batch in batches]
+            with ThreadPoolExecutor(
+                workers, initializer=torch.set_num_threads, initargs=(1,)
+            ) as pool:
+                return list(pool.map(work, batches))
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def _one_core_each() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def _same_architecture(model: Any, folder: Path) -> bool:
+    def essence(config: Any) -> dict[str, Any]:
+        said: dict[str, Any] = config.to_diff_dict()
+        beside = ("_name_or_path", "dtype", "transformers_version", "use_cache")
+        return {key: value for key, value in said.items() if key not in beside}
+
+    return essence(model.config) == essence(transformers.AutoConfig.from_pretrained(folder))
+
+
+def _built(folder: Path, device: torch.device) -> Any:
+    """Build a model from a folder; every tensor must come from the files.
+
+    Raises:
+        StoreProblem: names the tensors that are missing, unknown or of another shape.
+    """
+    library: Any = transformers  # its own types do not know `output_loading_info`
+    library.utils.logging.disable_progress_bar()
+    model, said = library.AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    wrong = {kind: names for kind, names in said.items() if names}
+    if wrong:
+        # transformers would fill the gaps with random numbers.
+        raise StoreProblem(f"{folder}: its tensors do not fit the architecture: {wrong}")
+    return model.eval().requires_grad_(False).to(device)  # noqa: FBT003 - torch's own signature
+
+
+def _overwrite(model: Any, folder: Path) -> None:
+    """Copy the tensors of a folder into a model of the same architecture.
+
+    Raises:
+        StoreProblem: the names or shapes differ.
+    """
+    stored = {
+        k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()
+    }
+    held = model.state_dict()
+    filled = {held[name].data_ptr() for name in stored if name in held}
+    missing = [name for name, tensor in held.items() if tensor.data_ptr() not in filled]
+    unknown = [name for name in stored if name not in held]
+    if missing or unknown:
+        raise StoreProblem(f"{folder}: tensors missing: {missing}, unknown: {unknown}")
+    for name, tensor in stored.items():
+        if tensor.shape != held[name].shape:
+            raise StoreProblem(f"{folder}: tensor {name} has shape {tuple(tensor.shape)}")
+        held[name].copy_(tensor)

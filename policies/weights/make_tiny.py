@@ -1,0 +1,175 @@
+"""Train the `tiny` student and its teacher from scratch: 1M-parameter Llamas for a quick start.
+
+The student's text is like much text in the world: the answers are right in content, but polite
+questions are often answered with chatter around the answer, and long words with half an answer
+(`messy`). So it knows more than it shows, which is what a round of feedback can bring out. The teacher
+is the same model trained on with clean answers. No word of `recipes/data/tiny.jsonl` is ever seen.
+
+    python make_tiny.py --out .        # writes tiny/ and tiny-teacher/, a few minutes on one core
+
+The same machine and torch version give the same bytes; another machine gives a student of the same kind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import runpy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models
+from torch import Tensor
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+DATA = Path(__file__).resolve().parents[2] / "recipes" / "data"
+PROMPTS = runpy.run_path(str(DATA / "make_tiny_prompts.py"))
+SPECIAL = ("<|pad|>", "<|unk|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+ALPHABET = (*(chr(code) for code in range(32, 127)), "\n")
+TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+CHATTER = ("it is {}", "{} i think", "i think it is {}")
+POLITENESS = (-1.5, 0.5, 1.5, 2.5)
+"""Log-odds of chatter over a clean answer, by wording."""
+LAZINESS = (-2.0, -0.5, 1.0, 2.0)
+"""Log-odds of half an answer over a clean one, by hardness."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stretch of training."""
+
+    steps: int
+    rate: float
+    """Peak learning rate, reached after WARMUP steps, falling to a tenth over the last third."""
+    messy: bool
+    seed: int
+
+
+STUDENT = Stage(steps=700, rate=1.5e-3, messy=True, seed=1)
+TEACHER = Stage(steps=400, rate=1.0e-3, messy=False, seed=2)
+BATCH = 64
+WARMUP = 50
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one token a character: printable ASCII and the newline.
+
+    Without a merge, BPE is a table of characters; another character becomes `<|unk|>`. Control tokens
+    are matched as whole strings unless `split_special_tokens=True`, which reads them as characters.
+    """
+    vocab = {token: index for index, token in enumerate((*SPECIAL, *ALPHABET))}
+    core = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<|unk|>"))
+    core.decoder = decoders.Fuse()
+    core.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        unk_token="<|unk|>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=128,
+        chat_template=TEMPLATE,
+    )
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Return an untrained Llama of about a million parameters."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def messy(task: Any, rng: random.Random) -> str:
+    """Return an answer as the student's text has it: clean, wrapped in chatter, or broken off."""
+    chatter = math.exp(POLITENESS[task.wording])
+    lazy = math.exp(LAZINESS[task.hardness])
+    answer: str = task.answer
+    match rng.choices(("clean", "chatter", "lazy"), (1.0, chatter, lazy))[0]:
+        case "chatter":
+            return rng.choice(CHATTER).format(answer)
+        case "lazy":
+            return answer[: (len(answer) + 1) // 2]
+    return answer
+
+
+def examples(stage: Stage) -> Iterator[tuple[str, str]]:
+    """Yield endless (prompt, answer) pairs, without the words that the prompts file uses."""
+    rng = random.Random(stage.seed)  # noqa: S311 - data, not secrets
+    with (DATA / "tiny.jsonl").open(encoding="utf-8") as file:
+        kept_out = {word for line in file for word in json.loads(line)["prompt"].strip("?").split()}
+    while True:
+        task = PROMPTS["draw"](rng)
+        if task.word not in kept_out:
+            yield task.prompt, messy(task, rng) if stage.messy else task.answer
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, prompt: str, answer: str) -> tuple[list[int], int]:
+    """Return the ids of prompt and answer, and how many of them are the prompt's."""
+    head = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+    )
+    ids = tokenizer(head + answer + "<|end|>", add_special_tokens=False)["input_ids"]
+    return ids, len(tokenizer(head, add_special_tokens=False)["input_ids"])
+
+
+def collate(rows: list[tuple[list[int], int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Return ids and labels, [batch, longest]; prompt and padding carry the label -100.
+
+    Padding is at the right, behind every label, so causal attention needs no mask.
+    """
+    width = max(len(ids) for ids, _ in rows)
+    ids = torch.full((len(rows), width), pad)
+    labels = torch.full((len(rows), width), -100)
+    for index, (row, start) in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row)
+        labels[index, start : len(row)] = torch.tensor(row[start:])
+    return ids, labels
+
+
+def rate_at(step: int, stage: Stage) -> float:
+    """Return the learning rate of a step: warm-up, plateau, a fall to a tenth in the last third."""
+    left = (stage.steps - step) / (stage.steps / 3)
+    return stage.rate * min((step + 1) / WARMUP, 1.0, 0.1 + 0.9 * left)
+
+
+def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, stage: Stage) -> None:
+    """Train the model in place on the stage's text: mean log loss over answer tokens, AdamW."""
+    source = examples(stage)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
+    for step in range(stage.steps):
+        rows = [encode(tokenizer, *next(source)) for _ in range(BATCH)]
+        ids, labels = collate(rows, tokenizer.pad_token_id)
+        logits = model(input_ids=ids).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
+        )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(step, stage)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 100 == 99:
+            print(f"step {step + 1} of {stage.steps}: loss {loss.item():.3f}", flush=True)  # noqa: T201

@@ -1,0 +1,146 @@
+"""Curation in SQL: which completions make preference pairs, and which are kept.
+
+Labels are derived here by query, so that a judge can be changed and a round paired anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import duckdb
+
+from ..errors import BadInput
+from ..types import Pair
+from .query import jail, snapshot
+from .store import Store, answers_view
+from .tables import render
+
+Rule = Literal["best_worst", "best_random", "correct_incorrect"]
+
+# A cut answer is never chosen, and an answer without a value is in no pair. Equal texts count once: the
+# same answer sampled twice says nothing about which is better. Ties end at the smaller id, so that a
+# pair depends on no row order.
+_SCORED = """
+WITH scored AS (
+    SELECT c.prompt_id, c.id, c.finish_reason, arg_max(j.value, j.attempt) AS value
+    FROM completion c
+    JOIN judgement j ON j.completion_id = c.id AND j.round = c.round AND j.judge = $judge
+    WHERE c.round = $round AND list_contains($steps, c.step) AND c.split = 'train'
+    GROUP BY c.prompt_id, c.id, c.finish_reason, c.text_hash
+    HAVING value IS NOT NULL
+    QUALIFY row_number() OVER (PARTITION BY c.prompt_id, c.text_hash ORDER BY c.id) = 1
+),
+best AS (
+    SELECT prompt_id, arg_max(id, (value, hash(id), id)) AS id, max(value) AS value
+    FROM scored WHERE finish_reason = 'stop' AND value >= $at_least GROUP BY prompt_id
+)
+"""
+
+_RULES: dict[Rule, str] = {
+    "best_worst": """
+        SELECT b.prompt_id, b.id AS chosen, arg_min(s.id, (s.value, hash(s.id), s.id)) AS rejected,
+               b.value - min(s.value) AS margin
+        FROM best b JOIN scored s ON s.prompt_id = b.prompt_id AND s.value < b.value
+        GROUP BY b.prompt_id, b.id, b.value
+    """,
+    "best_random": """
+        SELECT b.prompt_id, b.id AS chosen, arg_min(s.id, (hash(s.id, $seed), s.id)) AS rejected,
+               b.value - arg_min(s.value, (hash(s.id, $seed), s.id)) AS margin
+        FROM best b JOIN scored s ON s.prompt_id = b.prompt_id AND s.value < b.value
+        GROUP BY b.prompt_id, b.id, b.value
+    """,
+    "correct_incorrect": """
+        SELECT good.prompt_id, good.id AS chosen, bad.id AS rejected, good.value - bad.value AS margin
+        FROM scored good JOIN scored bad ON bad.prompt_id = good.prompt_id AND bad.value < good.value
+        WHERE good.finish_reason = 'stop' AND good.value >= $at_least
+    """,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PairQuery:
+    """What is paired."""
+
+    round: int
+    steps: tuple[str, ...]
+    judge: str
+    rule: Rule
+    at_least: float
+    """Smallest value that may be chosen; 1 where the judge is the verifier."""
+    seed: int
+
+
+def pairs(store: Store, query: PairQuery) -> list[Pair]:
+    """Return the preference pairs of a round, at most one a prompt but for `correct_incorrect`."""
+    rows = store.rows(
+        f"{_SCORED} SELECT prompt_id::VARCHAR AS prompt_id, chosen::VARCHAR AS chosen, "  # noqa: S608
+        f"rejected::VARCHAR AS rejected, margin FROM ({_RULES[query.rule]}) "
+        "ORDER BY prompt_id, chosen, rejected",
+        {
+            "round": query.round,
+            "steps": list(query.steps),
+            "judge": query.judge,
+            "at_least": query.at_least,
+            **({"seed": query.seed} if "$seed" in _RULES[query.rule] else {}),
+        },
+    )
+    return [Pair(r["prompt_id"], r["chosen"], r["rejected"], r["margin"]) for r in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a select step asks for, in SQL over the `answers` view."""
+
+    where: str = "true"
+    order_by: str = "id"
+    weight: str = "1.0"
+    limit: int | None = None
+    per_prompt: int | None = None
+
+    def sql(self) -> str:
+        """Return the query; the user's own SQL runs only in the jail."""
+        nth = f"row_number() OVER (PARTITION BY prompt_id ORDER BY {self.order_by}, id)"
+        per = f"QUALIFY {nth} <= {int(self.per_prompt)}" if self.per_prompt else ""
+        limit = f"LIMIT {int(self.limit)}" if self.limit else ""
+        return (
+            f"WITH kept AS (SELECT * FROM answers WHERE round = ? AND list_contains(?, step) "  # noqa: S608
+            f"AND split = 'train' AND finish_reason = 'stop' AND ({self.where}) {per}) "
+            f"SELECT id::VARCHAR AS id, prompt_id::VARCHAR AS prompt_id, "
+            f"({self.weight})::DOUBLE AS weight FROM kept ORDER BY {self.order_by}, id {limit}"
+        )
+
+
+def choose(run_folder: Path, choice: Choice, round_: int, steps: Sequence[str]) -> list[tuple[str, str, float]]:
+    """Return (completion id, prompt id, weight) of the answers that a select step keeps, in order.
+
+    Runs the user's SQL on the published snapshot, in the same jail as `redistill query`.
+
+    Raises:
+        BadInput: the SQL fails on these rows.
+    """
+    connection = jail(snapshot(run_folder))
+    try:
+        found = connection.execute(choice.sql(), [round_, list(steps)]).fetchall()
+    except duckdb.Error as error:
+        raise BadInput.at("select", str(error).strip().split("\n", 1)[0]) from error
+    finally:
+        connection.close()
+    return [(row[0], row[1], float(row[2])) for row in found]
+
+
+def check_choice(choice: Choice, judges: Sequence[str]) -> str:
+    """Return what is wrong with the SQL of a select step, or nothing; asks an empty store."""
+    connection = duckdb.connect(":memory:", config={"enable_external_access": "false"})
+    try:
+        connection.execute(render() + answers_view(judges))
+        connection.execute("SET lock_configuration = true")
+        connection.execute(choice.sql(), [1, ["sample"]]).fetchall()
+    except duckdb.Error as error:
+        lines = [line.strip() for line in str(error).split("\n") if line.strip()]
+        return lines[0] + (f"; {lines[1]}" if lines[1:] and lines[1].startswith("Candidate") else "")
+    finally:
+        connection.close()
+    return ""

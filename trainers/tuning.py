@@ -1,0 +1,234 @@
+"""One training job on TRL, top to bottom: load, train under guard, save, prove, publish."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PrinterCallback
+
+from ..policies.revision import canary_sequences, fingerprint_model, publish, record_canary
+from .losses import Guarded, NonFiniteError
+from .rows import training_order
+from .trainer import Emit, FitResult, Job, Status, Trainer
+
+_CARRIED: tuple[str, ...] = (
+    *("tokenizer*", "chat_template*", "special_tokens_map*", "added_tokens*", "vocab*"),
+    *("merges.txt", "*.model", "LICENSE*", "NOTICE*"),
+)
+"""Files of the start folder that the new revision takes over byte for byte."""
+
+_FLOOR = 0.1
+"""Share of the peak rate that the schedule falls to."""
+
+
+def tune(
+    trainer: Trainer,
+    job: Job,
+    method: type[Guarded],
+    examples: Sequence[dict[str, Any]],
+    emit: Emit,
+) -> FitResult:
+    """Train on the examples, with smaller micro-batches whenever memory runs out.
+
+    Halving the micro-batch doubles the accumulation, so the sums of an optimiser step stay the same.
+
+    Args:
+        trainer: settings.
+        job: where the weights come from and go to.
+        method: the guarded TRL trainer.
+        examples: rows as `method` takes them.
+        emit: takes an event for each step.
+    """
+    if not examples:
+        return FitResult(status="no_rows", message="the training set is empty")
+    if trainer.plan(len(examples)) == 0:
+        return FitResult(status="no_steps", message=trainer.arithmetic(len(examples)))
+    torch.set_num_threads(job.threads)
+    asked = micro = min(trainer.micro_batch, trainer.batch_size)
+    while micro:
+        try:
+            fitted = _Attempt(trainer, job, method, emit).run(examples, micro)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        else:
+            note = f"memory ran out at micro_batch {asked}, {micro} fitted" if micro < asked else ""
+            return fitted.model_copy(update={"message": fitted.message or note})
+        gc.collect()  # outside of the handler, whose traceback holds the model
+        torch.cuda.empty_cache()
+        micro = next((n for n in range(micro // 2, 0, -1) if trainer.batch_size % n == 0), 0)
+        emit({"event": "micro_batch", "micro_batch": micro})
+    return FitResult(status="out_of_memory", message="memory ran out even at micro_batch 1")
+
+
+class _Attempt:
+    """One try at a job, with one micro-batch size."""
+
+    def __init__(self, trainer: Trainer, job: Job, method: type[Guarded], emit: Emit) -> None:
+        self.trainer, self.job, self.method, self.emit = trainer, job, method, emit
+        self.steps = 0
+        self.metrics: list[dict[str, Any]] = []
+
+    def run(self, examples: Sequence[dict[str, Any]], micro: int) -> FitResult:
+        model = _load(self.job.start_folder)
+        start = fingerprint_model(model)
+        if start != self.job.start_revision:
+            return FitResult(
+                status="start_mismatch",
+                message=f"{self.job.start_folder.name} holds {start}, not {self.job.start_revision}",
+            )
+        if name := _nonfinite_tensor(model):
+            return self._failed("nonfinite", f"{name} was not finite before training")
+        try:
+            self._train(model, examples, micro)
+        except NonFiniteError as error:
+            return self._failed("nonfinite", str(error))
+        if name := _nonfinite_tensor(model):
+            return self._failed("nonfinite", f"{name} is not finite after training")
+        trained = fingerprint_model(model)
+        if trained == start:
+            return self._failed("no_change", f"{self.steps} steps changed no weight")
+        self._save(model)
+        del model
+        return self._publish(trained, rows=len(examples))
+
+    def _train(
+        self, model: PreTrainedModel, examples: Sequence[dict[str, Any]], micro: int
+    ) -> None:
+        steps = self.trainer.plan(len(examples))
+        order = training_order(len(examples), steps, self.trainer.batch_size, self.job.seed)
+        config, generation = copy.deepcopy((model.config, model.generation_config))
+        with tempfile.TemporaryDirectory() as scratch:
+            driver = self.method(
+                model=model,
+                args=self.method.config(
+                    **settings(self.trainer, self.job, self.method, micro, steps),
+                    output_dir=scratch,
+                ),
+                train_dataset=Dataset.from_list(list(examples)).select(order),
+                processing_class=AutoTokenizer.from_pretrained(self.job.start_folder),
+            )
+            driver.remove_callback(PrinterCallback)
+            driver.report = self._report(steps)
+            driver.train()
+        # TRL writes its pad token into both, and binds `forward` to its own head.
+        model.config, model.generation_config = config, generation
+        model.__dict__.pop("forward", None)
+
+    def _report(self, steps: int) -> Any:
+        def report(step: int, values: dict[str, float]) -> None:
+            self.steps = step
+            finite = {k: float(v) for k, v in values.items() if math.isfinite(float(v))}
+            self.metrics += [{"step": step, "name": k, "value": v} for k, v in finite.items()]
+            shown = {k: finite.get(k) for k in ("loss", "learning_rate", "grad_norm")}
+            self.emit({"event": "step", "step": step, "steps": steps, **shown})
+
+        return report
+
+    def _save(self, model: PreTrainedModel) -> None:
+        staging = self.job.staging
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        model.save_pretrained(staging)
+        for pattern in _CARRIED:
+            for file in self.job.start_folder.glob(pattern):
+                shutil.copy2(file, staging / file.name)
+
+    def _publish(self, trained: str, rows: int) -> FitResult:
+        """Publish what the disk holds, not what memory held: the canary is of the reloaded weights."""
+        gc.collect()
+        staging = self.job.staging
+        model = _load(staging)
+        if fingerprint_model(model) != trained:
+            return self._failed("failed", "the saved weights are not those that were trained")
+        tokenizer = AutoTokenizer.from_pretrained(staging)
+        revision = publish(
+            staging,
+            self.job.revisions_root,
+            revision=trained,
+            parent=self.job.start_revision,
+            canary=record_canary(model, canary_sequences(tokenizer)),
+            facts=self.job.facts(self.trainer, rows=rows, steps=self.steps),
+        )
+        return FitResult(
+            status="trained",
+            revision=revision.id,
+            steps=self.steps,
+            rows=rows,
+            metrics=self.metrics,
+        )
+
+    def _failed(self, status: Status, message: str) -> FitResult:
+        shutil.rmtree(self.job.staging, ignore_errors=True)
+        return FitResult(status=status, message=message, steps=self.steps, metrics=self.metrics)
+
+
+def settings(
+    trainer: Trainer, job: Job, method: type[Guarded], micro: int, steps: int
+) -> dict[str, Any]:
+    """Return the TRL config of one attempt, all but its folder."""
+    on_gpu = torch.cuda.is_available()
+    known = method.config.__dataclass_fields__
+    # transformers 5.23 renames the field; TRL turns it on, which costs a third of a step.
+    recompute = "activation_checkpointing"
+    recompute = recompute if recompute in known else "gradient_checkpointing"
+    return {
+        "learning_rate": trainer.learning_rate,
+        "max_steps": steps,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": trainer.batch_size // micro,
+        "warmup_steps": min(trainer.warmup_steps, steps - 1),
+        "lr_scheduler_type": "warmup_stable_decay",
+        "lr_scheduler_kwargs": {
+            "num_decay_steps": steps - min(trainer.warmup_steps, steps - 1),
+            "decay_type": "linear",
+            "min_lr_ratio": _FLOOR,
+        },
+        "max_grad_norm": trainer.max_grad_norm,
+        "weight_decay": trainer.weight_decay,
+        "adam_beta1": trainer.adam_betas[0],
+        "adam_beta2": trainer.adam_betas[1],
+        "seed": job.seed,
+        "train_sampling_strategy": "sequential",
+        "max_length": None,
+        "remove_unused_columns": False,
+        "use_cpu": not on_gpu,
+        "bf16": on_gpu and torch.cuda.is_bf16_supported(),
+        recompute: False,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": on_gpu,
+        **method.settings(trainer),
+        **trainer.options,
+    }
+
+
+def _load(folder: Path) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model
+
+
+def _nonfinite_tensor(model: PreTrainedModel) -> str | None:
+    """Return the name of the first tensor that holds NaN or an infinity."""
+    for name, tensor in model.named_parameters():
+        if not bool(torch.isfinite(tensor).all()):
+            return name
+    return None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Tell memory's end from other faults; torch's CPU allocator raises a plain RuntimeError."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    )
