@@ -28,6 +28,7 @@ BUILTINS = {
     "longest": "redistill.agents.judges.program:Longest",
     "shortest": "redistill.agents.judges.program:Shortest",
     "random": "redistill.agents.judges.program:Random",
+    "shuffled": "redistill.agents.judges.program:Shuffled",
 }
 
 _RESERVED = (

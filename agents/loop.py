@@ -308,7 +308,7 @@ def _settle(recipe: Recipe, folder: Path) -> Recipe:
                 f"run {recipe.name!r} exists with another recipe: {changed}",
                 "choose another name with --name, or remove the folder",
             )
-        return before.model_copy(update={"execution": recipe.execution, "loop": recipe.loop})
+        return before.model_copy(update={"execution": recipe.execution})
     settled = _with_inputs(recipe, folder)
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f"{RECIPE}.tmp"

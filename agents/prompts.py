@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -52,9 +52,9 @@ class PromptSource(BaseModel):
         named: list[tuple[str, Split | None]] = [
             (path, split)
             for path, split in (
-                (self.train, cast(Split, "train")),
-                (self.heldout, cast(Split, "heldout")),
-                (self.test, cast(Split, "test")),
+                (self.train, "train"),
+                (self.heldout, "heldout"),
+                (self.test, "test"),
             )
             if path
         ]

@@ -385,7 +385,7 @@ def _check_round(steps: Sequence[Operator], where: str) -> list[Problem]:
             problems.append(Problem(where, f"two steps are named {step.step!r}", "name one with `as:`"))
         if step.step in _RESERVED_STEPS or not step.step.isidentifier():
             problems.append(Problem(where, f"{step.step!r} cannot name a step", "choose another word"))
-    made = [step.makes for step in steps]
+    made: list[str] = [step.makes for step in steps]
     for makes, word in (("revision", "train"), ("evaluation", "evaluate"), ("decision", "gate")):
         if made.count(makes) != 1:
             problems.append(Problem(where, f"has {made.count(makes)} {word} steps", "give exactly one"))

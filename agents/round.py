@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
@@ -39,7 +39,16 @@ class RoundState(TypedDict):
     """The next chunk of the running step; -1 when it is finished."""
 
 
-Node = Callable[[RoundState, Runtime[RunContext]], Awaitable[dict[str, Any]]]
+
+class Node(Protocol):
+    """One node: the state's scalars in, what changes out; the runtime brings the context."""
+
+    def __call__(
+        self, state: RoundState, *, runtime: Runtime[RunContext]
+    ) -> Awaitable[dict[str, Any]]:
+        """Do one super-step."""
+
+
 Graph = StateGraph[RoundState, RunContext, RoundState, RoundState]
 
 
@@ -79,7 +88,7 @@ def build_measurement(evaluate: Evaluate, name: str, split: Any) -> Graph:
 
 
 def _node(step: str, advance: Callable[[Turn], Awaitable[Advance]]) -> Node:
-    async def node(state: RoundState, runtime: Runtime[RunContext]) -> dict[str, Any]:
+    async def node(state: RoundState, *, runtime: Runtime[RunContext]) -> dict[str, Any]:
         turn = _turn(state, runtime, step)
         found = await advance(turn)
         update: dict[str, Any] = {"cursor": -1 if found.cursor is None else found.cursor}
@@ -126,7 +135,7 @@ def _connect(graph: Graph, step: Operator, following: Operator | None) -> None:
 
 
 def _end(name: str) -> Node:
-    async def node(state: RoundState, runtime: Runtime[RunContext]) -> dict[str, Any]:
+    async def node(state: RoundState, *, runtime: Runtime[RunContext]) -> dict[str, Any]:
         turn = _turn(state, runtime, name)
         rows: dict[str, list[dict[str, Any]]] = {"event": [_event(turn)]}
         if not state["decision"]:

@@ -45,7 +45,10 @@ class ChatCodec:
             )
         self._tokenizer = tokenizer
         self._added = {t.content: (i, t) for i, t in tokenizer.added_tokens_decoder.items()}
-        self.reserved = frozenset(i for i, _ in self._added.values())
+        ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+        # What stands for letters that the vocabulary lacks may be in a text, unless it also ends one.
+        unknown = {tokenizer.unk_token_id} - ends
+        self.reserved = frozenset(i for i, _ in self._added.values()) - unknown
         """Ids that text never yields: special tokens and all others that were added."""
         longest_first = sorted(self._added, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

@@ -264,14 +264,17 @@ def _built(folder: Path, device: torch.device) -> Any:
     """
     library: Any = transformers  # its own types do not know `output_loading_info`
     library.utils.logging.disable_progress_bar()
-    model, said = library.AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
+    try:
+        model, said = library.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except RuntimeError as error:  # tensors of another shape
+        raise StoreProblem(f"{folder}: its tensors do not fit the architecture: {error}") from error
     wrong = {kind: names for kind, names in said.items() if names}
     if wrong:
         # transformers would fill the gaps with random numbers.

@@ -17,9 +17,19 @@ Row = dict[str, Any]
 
 
 def clean(text: str) -> str:
-    """Return text whose control characters are shown, not obeyed: answers of a model are untrusted."""
-    shown = (c if c >= " " and c != "\x7f" and not 0x80 <= ord(c) < 0xA0 else repr(c)[1:-1] for c in text)
-    return "".join(shown)
+    """Return text whose control characters are shown, not obeyed: answers of a model are untrusted.
+
+    So are the marks that would make it read in another order than it has.
+    """
+    return "".join(repr(c)[1:-1] if _obeyed(c) else c for c in text)
+
+
+_REORDERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def _obeyed(character: str) -> bool:
+    code = ord(character)
+    return code < 0x20 or 0x7F <= code < 0xA0 or character in _REORDERING
 
 
 class Progressing:

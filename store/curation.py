@@ -102,18 +102,29 @@ class Choice:
 
     def sql(self) -> str:
         """Return the query; the user's own SQL runs only in the jail."""
-        nth = f"row_number() OVER (PARTITION BY prompt_id ORDER BY {self.order_by}, id)"
-        per = f"QUALIFY {nth} <= {int(self.per_prompt)}" if self.per_prompt else ""
-        limit = f"LIMIT {int(self.limit)}" if self.limit else ""
+        # Equal answers to one prompt count once, before anything is ordered or counted.
+        once = "QUALIFY row_number() OVER (PARTITION BY prompt_id, answer ORDER BY slot, id) = 1"
         return (
             f"WITH kept AS (SELECT * FROM answers WHERE round = ? AND list_contains(?, step) "  # noqa: S608
-            f"AND split = 'train' AND finish_reason = 'stop' AND ({self.where}) {per}) "
+            f"AND split = 'train' AND finish_reason = 'stop' AND ({self.where}) {once}) "
             f"SELECT id::VARCHAR AS id, prompt_id::VARCHAR AS prompt_id, "
-            f"({self.weight})::DOUBLE AS weight FROM kept ORDER BY {self.order_by}, id {limit}"
+            f"({self.weight})::DOUBLE AS weight FROM kept ORDER BY {self.order_by}, id"
         )
 
+    def cut(self, found: Sequence[tuple[str, str, float]]) -> list[tuple[str, str, float]]:
+        """Apply `per_prompt`, then `limit`, to rows in their order."""
+        seen: dict[str, int] = {}
+        kept = []
+        for row in found:
+            seen[row[1]] = seen.get(row[1], 0) + 1
+            if self.per_prompt is None or seen[row[1]] <= self.per_prompt:
+                kept.append(row)
+        return kept[: self.limit]
 
-def choose(run_folder: Path, choice: Choice, round_: int, steps: Sequence[str]) -> list[tuple[str, str, float]]:
+
+def choose(
+    run_folder: Path, choice: Choice, round_: int, steps: Sequence[str]
+) -> list[tuple[str, str, float]]:
     """Return (completion id, prompt id, weight) of the answers that a select step keeps, in order.
 
     Runs the user's SQL on the published snapshot, in the same jail as `redistill query`.
@@ -128,7 +139,7 @@ def choose(run_folder: Path, choice: Choice, round_: int, steps: Sequence[str]) 
         raise BadInput.at("select", str(error).strip().split("\n", 1)[0]) from error
     finally:
         connection.close()
-    return [(row[0], row[1], float(row[2])) for row in found]
+    return choice.cut([(row[0], row[1], float(row[2])) for row in found])
 
 
 def check_choice(choice: Choice, judges: Sequence[str]) -> str:

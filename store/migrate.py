@@ -6,7 +6,7 @@ Forward only. A store that is newer than this code is refused, never written.
 from __future__ import annotations
 
 import hashlib
-import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -46,13 +46,23 @@ def migrations() -> list[Migration]:
     return [Migration(int(f.name[:4]), f.name, f.read_text("utf-8")) for f in files]
 
 
-def migrate(connection: duckdb.DuckDBPyConnection, path: Path, version: str) -> list[int]:
+def migrate(
+    connection: duckdb.DuckDBPyConnection, path: Path, version: str, copy: Callable[[Path], None]
+) -> list[int]:
     """Bring a store up to date and return the versions that were applied.
 
+    Args:
+        connection: open on the live file.
+        path: the live file.
+        version: of redistill.
+        copy: copies the live file; nobody else may, see `store.py`.
+
     Raises:
-        StoreProblem: the store is newer than this code, or an applied migration was edited since.
+        StoreProblem: the file is some other database, is newer than this code, or an applied migration
+            was edited since.
     """
     known = migrations()
+    _refuse_other(connection, path)
     connection.execute(_LEDGER)
     applied = {
         int(row[0]): (row[1], row[2])
@@ -65,7 +75,7 @@ def migrate(connection: duckdb.DuckDBPyConnection, path: Path, version: str) -> 
     if applied and pending:
         # The engine cannot undo a migration that proves wrong later; the copy can.
         connection.execute("CHECKPOINT")
-        shutil.copy2(path, path.with_name(f"{path.name}.bak-v{max(applied)}"))
+        copy(path.with_name(f"{path.name}.bak-v{max(applied)}"))
     for migration in pending:
         connection.begin()
         connection.execute(migration.sql)
@@ -77,6 +87,15 @@ def migrate(connection: duckdb.DuckDBPyConnection, path: Path, version: str) -> 
     if pending:
         connection.execute("CHECKPOINT")
     return [m.version for m in pending]
+
+
+def _refuse_other(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """Write nothing into a database that is not ours: it has tables, and not our ledger."""
+    found = connection.execute(
+        "SELECT table_name FROM information_schema.tables WHERE table_catalog = current_database()"
+    ).fetchall()
+    if found and ("schema_migration",) not in found:
+        raise StoreProblem(f"{path.name} is a DuckDB file, but no store of redistill")
 
 
 def _refuse_strange(

@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from ..errors import BadInput, StoreProblem
 from .store import SNAPSHOT
+from .text import storable
 
 _JAIL: dict[str, str | bool | int | float | list[str]] = {
-    "enable_external_access": "false",
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
     "allow_community_extensions": "false",
@@ -26,11 +26,19 @@ _JAIL: dict[str, str | bool | int | float | list[str]] = {
     "memory_limit": "2GB",
     "threads": "2",
     "max_temp_directory_size": "1GB",
-    "max_execution_time": "60000",
 }
 
-# These two are no start-up options of the engine, so they come as its first statements.
-_LOCK = "SET TimeZone = 'UTC'; SET enable_progress_bar = false; SET lock_configuration = true"
+# The engine keeps one instance a path in a process. A reader that opened the file itself would share the
+# instance of another one, with a snapshot that has been replaced since and settings that are locked. So
+# each opens an instance of its own, and attaches the file to it before the door is shut.
+_ENTER = "ATTACH '{path}' AS store (TYPE duckdb, READ_ONLY); USE store"
+_LOCK = (
+    "SET enable_external_access = false; SET TimeZone = 'UTC'; SET enable_progress_bar = false; "
+    "SET max_execution_time = {milliseconds}; SET lock_configuration = true"
+)
+_SECONDS = 60.0
+_MOST_BYTES = 1 << 30
+"""An answer leaves the engine, and so its memory limit; this bounds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +49,24 @@ class Answer:
     age_seconds: float
 
 
-def jail(path: Path) -> duckdb.DuckDBPyConnection:
+def jail(path: Path, seconds: float = _SECONDS) -> duckdb.DuckDBPyConnection:
     """Open a DuckDB file that can be read and do nothing else.
+
+    Args:
+        path: the file.
+        seconds: longest time of one statement.
 
     Raises:
         StoreProblem: the file is damaged or no store.
     """
+    # What does not fit in memory is put beside the file, not into the user's current folder.
+    config = _JAIL | {"temp_directory": f"{path.absolute()}.tmp"}
+    connection = duckdb.connect(":memory:", config=config)
     try:
-        connection = duckdb.connect(str(path), read_only=True, config=_JAIL)
-        connection.execute(_LOCK)
+        connection.execute(_ENTER.format(path=str(path.absolute()).replace("'", "''")))
+        connection.execute(_LOCK.format(milliseconds=int(seconds * 1000)))
     except duckdb.Error as error:
+        connection.close()
         first = str(error).strip().split("\n", 1)[0]
         raise StoreProblem(f"{path} cannot be read: {first}") from error
     return connection
@@ -72,26 +88,46 @@ def snapshot(run_folder: Path) -> Path:
     raise BadInput.at("", f"run {run_folder.name!r} has published nothing yet", "try again shortly")
 
 
-def query(run_folder: Path, sql: str) -> Answer:
+def query(run_folder: Path, sql: str, seconds: float = _SECONDS) -> Answer:
     """Run one statement of a user against the snapshot.
 
+    Args:
+        run_folder: the run's folder.
+        sql: the statement.
+        seconds: longest time that it may take.
+
     Raises:
-        BadInput: the SQL is wrong, is more than one statement, or asks for what the jail refuses.
+        BadInput: the SQL is wrong, is more than one statement, takes too long, gives too much, or asks
+            for what the jail refuses.
     """
     path = snapshot(run_folder)
     age = max(0.0, time.time() - path.stat().st_mtime)
-    connection = jail(path)
+    if storable(sql) != sql:
+        raise BadInput.at("SQL", "is no valid Unicode text")
+    connection = jail(path, seconds)
     try:
         statements = connection.extract_statements(sql)
         if len(statements) != 1:
             raise BadInput.at("SQL", f"{len(statements)} statements", "give exactly one")
         relation = connection.sql(sql)
-        table = relation.to_arrow_table() if relation is not None else pa.table({})
-    except duckdb.Error as error:
-        raise BadInput.at("SQL", _explain(error)) from error
+        table = _bounded(relation) if relation is not None else pa.table({})
+    except (duckdb.Error, pa.ArrowException, OSError) as error:  # the last two: while rows stream
+        raise BadInput.at("SQL", explain(error)) from error
     finally:
         connection.close()
     return Answer(table, age)
+
+
+def _bounded(relation: duckdb.DuckDBPyRelation) -> pa.Table:
+    reader = relation.to_arrow_reader()
+    batches: list[pa.RecordBatch] = []
+    size = 0
+    for batch in reader:
+        size += batch.nbytes
+        if size > _MOST_BYTES:
+            raise BadInput.at("SQL", f"gives more than {_MOST_BYTES >> 20} MiB", "add a LIMIT")
+        batches.append(batch)
+    return pa.Table.from_batches(batches, reader.schema)
 
 
 def read_rows(run_folder: Path, sql: str, parameters: list[Any] | None = None) -> list[dict[str, Any]]:
@@ -105,7 +141,8 @@ def read_rows(run_folder: Path, sql: str, parameters: list[Any] | None = None) -
         connection.close()
 
 
-def _explain(error: duckdb.Error) -> str:
+def explain(error: Exception) -> str:
+    """Return the engine's message in one line, with the names that it would have known."""
     lines = [line.strip() for line in str(error).strip().split("\n") if line.strip()]
     hint = next((line for line in lines[1:] if line.startswith(("Candidate", "Did you mean"))), "")
     return f"{lines[0]}; {hint}" if hint else lines[0]

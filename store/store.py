@@ -4,16 +4,20 @@ A commit is one transaction: the rows of a chunk and its ledger row. A commit th
 no-op, because an exception from COMMIT does not mean that nothing was committed. Readers of other
 processes never open the live file, since one process locks it whole; they read the snapshot that the
 owner publishes by an atomic rename.
+
+The engine's lock is a POSIX record lock, and the system drops all such locks of a process on a file as
+soon as the process closes any descriptor of it. So the live file is read through one descriptor that
+stays open for as long as the engine holds the file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib import resources
@@ -24,10 +28,11 @@ import duckdb
 import pyarrow as pa
 
 from .. import __version__
-from ..errors import Busy, StoreProblem
+from ..errors import Busy, EnvironmentProblem, StoreProblem
 from ..hashing import content_hash, row_id
 from .migrate import migrate
 from .tables import BY_NAME, Table
+from .text import storable, storable_json
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -37,6 +42,7 @@ FILE = "store.duckdb"
 SNAPSHOT = "store.read.duckdb"
 _STORAGE = "v1.5.0"
 """Common tools lag behind the engine's newest file format; this one they can read."""
+_PIECE = 8 << 20
 _CHEAP_SHARE = 0.05
 """A snapshot is cheap when it costs at most this share of the time since the last one."""
 
@@ -60,6 +66,7 @@ class Store:
         self._judges = tuple(judges)
         self._owner = ThreadPoolExecutor(1, thread_name_prefix="redistill-store")
         self._owner_ident: int | None = None
+        self._descriptor = -1
         self._published = time.monotonic()
         self._publish_cost = 0.0
         try:
@@ -70,6 +77,14 @@ class Store:
 
     # -- the owner thread
 
+    def _ask(self, work: Callable[[], T]) -> T:
+        def guarded() -> T:
+            if self._descriptor < 0:
+                raise StoreProblem(f"{self.path.name} was closed after a fault; resume the run")
+            return work()
+
+        return self._do(guarded)
+
     def _do(self, work: Callable[[], T]) -> T:
         if threading.get_ident() == self._owner_ident:
             return work()
@@ -77,8 +92,22 @@ class Store:
 
     def _open(self) -> None:
         self._owner_ident = threading.get_ident()
+        self._connection = self._connect()
+        self._descriptor = os.open(self.path, os.O_RDONLY)
         try:
-            self._connection = duckdb.connect(
+            migrate(self._connection, self.path, __version__, self._copy)
+            if self._judges:
+                self._connection.execute(answers_view(self._judges))
+        except duckdb.Error as error:
+            self._shut()
+            raise self._unwritable(error) from error
+        except BaseException:
+            self._shut()
+            raise
+
+    def _connect(self) -> duckdb.DuckDBPyConnection:
+        try:
+            connection = duckdb.connect(
                 str(self.path),
                 config={
                     "storage_compatibility_version": _STORAGE,
@@ -86,26 +115,52 @@ class Store:
                     "threads": "2",
                 },
             )
-            self._connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
-        except duckdb.IOException as error:
-            if "lock" in str(error):
+            connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
+        except duckdb.Error as error:
+            if "Conflicting lock" in str(error):
                 raise Busy(f"{self.path.name} is in use: {_holder(str(error))}") from error
             raise StoreProblem(f"{self.path} cannot be opened: {_first_line(error)}") from error
-        except duckdb.Error as error:
-            raise StoreProblem(f"{self.path} cannot be opened: {_first_line(error)}") from error
-        migrate(self._connection, self.path, __version__)
-        if self._judges:
-            self._connection.execute(answers_view(self._judges))
+        return connection
+
+    def _shut(self) -> None:
+        """Let go of the file: the engine first, since closing the descriptor drops its lock."""
+        self._connection.close()
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+    def _unwritable(self, error: Exception) -> EnvironmentProblem:
+        fault = f"{self.path.name} cannot be written: {_first_line(error)}"
+        return EnvironmentProblem(f"{fault}; what was committed is kept, and the run can be resumed")
+
+    def _copy(self, target: Path) -> None:
+        """Copy the live file, without opening it a second time."""
+        with target.open("wb") as file:
+            place = 0
+            while piece := os.pread(self._descriptor, _PIECE, place):
+                file.write(piece)
+                place += len(piece)
+            file.flush()
+            os.fsync(file.fileno())
 
     def close(self) -> None:
-        """Publish what is there and close the file."""
+        """Publish what is there and close the file; a second time does nothing."""
+        if self._owner_ident is None:
+            return
 
         def work() -> None:
-            self._publish()
-            self._connection.close()
+            if self._descriptor < 0:
+                return
+            try:
+                self._publish()
+            finally:
+                if self._descriptor >= 0:
+                    self._shut()
 
-        self._do(work)
-        self._owner.shutdown()
+        try:
+            self._do(work)
+        finally:
+            self._owner_ident = None
+            self._owner.shutdown()
 
     # -- writing
 
@@ -115,11 +170,11 @@ class Store:
         Returns:
             False where this chunk stands in the ledger already; nothing is written then.
         """
-        return self._do(lambda: self._commit(rows, round, step, chunk, seconds))
+        return self._ask(lambda: self._commit(rows, round, step, chunk, seconds))
 
     def done(self, *, round: int, step: str, chunk: int) -> bool:  # noqa: A002
         """Whether a chunk stands in the ledger."""
-        return self._do(lambda: self._in_ledger(round, _batch_id(round, step, chunk)))
+        return self._ask(lambda: self._in_ledger(round, _batch_id(round, step, chunk)))
 
     def _commit(self, rows: Rows, round_: int, step: str, chunk: int, seconds: float) -> bool:
         batch = _batch_id(round_, step, chunk)
@@ -139,29 +194,41 @@ class Store:
             self._transact(whole, round_)
         except duckdb.FatalException:
             # The engine has given up on this instance, but the transaction may be durable.
-            self._connection.close()
+            self._shut()
             self._open()
             if not self._in_ledger(round_, batch):
                 self._transact(whole, round_)
         return True
 
     def _transact(self, rows: Rows, round_: int) -> None:
-        incoming = {name: _arrow(BY_NAME[name], part) for name, part in rows.items() if part}
+        incoming = {name: _arrow(name, part, round_) for name, part in rows.items() if part}
         for name, data in incoming.items():
             self._connection.register(f"incoming_{name}", data)
-        self._connection.begin()
         try:
+            self._connection.begin()
             for name in incoming:
                 self._connection.execute(_insert(BY_NAME[name], round_))
             self._connection.commit()
         except duckdb.FatalException:
+            raise  # the connection is thrown away, with all that is registered on it
+        except BaseException as error:
+            self._roll_back(incoming)
+            if isinstance(error, duckdb.ConstraintException | duckdb.ConversionException):
+                raise StoreProblem(f"the store refuses a chunk: {_first_line(error)}") from error
+            if isinstance(error, duckdb.Error):
+                raise self._unwritable(error) from error
             raise
-        except BaseException:
+        self._forget(incoming)
+
+    def _roll_back(self, incoming: Iterable[str]) -> None:
+        # A COMMIT that failed has ended the transaction already; then there is nothing to roll back.
+        with contextlib.suppress(duckdb.TransactionException):
             self._connection.rollback()
-            raise
-        finally:
-            for name in incoming:
-                self._connection.unregister(f"incoming_{name}")
+        self._forget(incoming)
+
+    def _forget(self, incoming: Iterable[str]) -> None:
+        for name in incoming:
+            self._connection.unregister(f"incoming_{name}")
 
     def _in_ledger(self, round_: int, batch: str) -> bool:
         found = self._connection.execute(
@@ -180,7 +247,7 @@ class Store:
             names = [d[0] for d in result.description or ()]
             return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 
-        return self._do(work)
+        return self._ask(work)
 
     # -- the snapshot
 
@@ -194,31 +261,59 @@ class Store:
             self._publish()
             return True
 
-        return self._do(work)
+        return self._ask(work)
 
     def _publish(self) -> None:
         began = time.monotonic()
-        self._connection.execute("CHECKPOINT")
         target = self.folder / SNAPSHOT
         aside = self.folder / f"{SNAPSHOT}.tmp"
-        # Only this thread writes, so that nothing can be committed between checkpoint and copy.
-        shutil.copyfile(self.path, aside)
-        with aside.open("rb+") as file:
-            os.fsync(file.fileno())
-        aside.replace(target)
+        try:
+            self._connection.execute("CHECKPOINT")
+            # Only this thread writes, so that nothing can be committed between checkpoint and copy.
+            self._copy(aside)
+            aside.replace(target)
+        except duckdb.FatalException as error:
+            self._shut()
+            raise self._unwritable(error) from error
+        except (duckdb.Error, OSError) as error:
+            aside.unlink(missing_ok=True)
+            raise self._unwritable(error) from error
         self._published = time.monotonic()
         self._publish_cost = self._published - began
 
 
-def _arrow(table: Table, rows: Sequence[Row]) -> pa.Table:
-    """Turn rows into Arrow in the table's own schema, without doubles inside the batch."""
+def _arrow(name: str, rows: Sequence[Row], round_: int) -> pa.Table:
+    """Turn rows into Arrow in the table's own schema, without doubles inside the batch.
+
+    Raises:
+        StoreProblem: there is no such table or column, a value has another type, or a row belongs to
+            another round than its batch, where the anti-join would not look for it.
+    """
+    if (table := BY_NAME.get(name)) is None:
+        raise StoreProblem(f"the store has no table {name!r}")
     # An anti-join does not see the rows that it is about to insert, so the first of a kind wins here.
     unique = {tuple(row[k] for k in table.key): row for row in reversed(rows)}
-    names = {column.name for column in table.columns}
-    for row in unique.values():
-        if strange := row.keys() - names:
-            raise StoreProblem(f"table {table.name} has no column {sorted(strange)}")
-    return pa.Table.from_pylist(list(reversed(unique.values())), schema=table.arrow())
+    known = {column.name: column.type for column in table.columns}
+    clean = []
+    for row in reversed(unique.values()):
+        if strange := row.keys() - known.keys():
+            raise StoreProblem(f"table {name} has no column {sorted(strange)}")
+        if row.get("round", round_) != round_:
+            raise StoreProblem(f"table {name}: a row of round {row['round']} in a batch of {round_}")
+        clean.append({key: _clean(value, known[key]) for key, value in row.items()})
+    try:
+        return pa.Table.from_pylist(clean, schema=table.arrow())
+    except (pa.ArrowException, TypeError) as error:
+        raise StoreProblem(f"table {name}: {_first_line(error)}") from error
+
+
+def _clean(value: Any, kind: str) -> Any:
+    """Make text storable; the one place that all text on its way into the file passes."""
+    if isinstance(value, str):
+        return storable_json(value) if kind == "JSON" else storable(value)
+    if kind == "VARCHAR[]":
+        return [storable(text) for text in value]
+    return value
 
 
 def _insert(table: Table, round_: int) -> str:
@@ -236,14 +331,16 @@ def answers_view(judges: Sequence[str]) -> str:
     """Return the SQL of the `answers` view with one column a judge."""
     text = (resources.files("redistill.store") / "sql" / "answers.sql").read_text("utf-8")
     values = "".join(
-        f""",\n        arg_max(value, attempt) FILTER (judge = '{j}') AS "{j}\"""" for j in judges
+        ",\n        arg_max(judgement.value, judgement.attempt) "
+        f"""FILTER (judgement.judge = '{j}') AS "{j}\"""" for j in judges
     )
     columns = "".join(f""",\n    verdict."{j}\"""" for j in judges)
     return text.replace("{judge_values}", values).replace("{judge_columns}", columns)
 
 
 def content(text: str, round_: int) -> Row:
-    """Make the content row of a text."""
+    """Make the content row of a text; its hash is that of the text as it is stored."""
+    text = storable(text)
     return {"hash": content_hash(text), "round": round_, "text": text}
 
 

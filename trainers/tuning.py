@@ -66,7 +66,8 @@ def tune(
         gc.collect()  # outside of the handler, whose traceback holds the model
         torch.cuda.empty_cache()
         micro = next((n for n in range(micro // 2, 0, -1) if trainer.batch_size % n == 0), 0)
-        emit({"event": "micro_batch", "micro_batch": micro})
+        if micro:
+            emit({"event": "micro_batch", "micro_batch": micro})
     return FitResult(status="out_of_memory", message="memory ran out even at micro_batch 1")
 
 

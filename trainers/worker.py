@@ -32,6 +32,8 @@ _ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
     "PYTHONUNBUFFERED": "1",
+    # The log's last lines are quoted when the process dies; they should be words.
+    "TQDM_DISABLE": "1",
 }
 _LOG_LINES = 5
 """Last lines of the log that a dead worker's message quotes."""
@@ -83,6 +85,8 @@ class Worker:
             await self._send({"job": str(job_folder.resolve()), "run": str(run_folder.resolve())})
             async for event in self._events():
                 if event["event"] == "done":
+                    if event["leaving"]:
+                        await self.close()
                     return Result.of(job_folder)
                 on_event(event)
         except BaseException:
@@ -146,10 +150,12 @@ def _serve(next_line: Callable[[], str], emit: Emit) -> None:
             emit({"event": "ready"})
             continue
         result = run_job(Path(asked["job"]), Path(asked["run"]), emit)
-        emit({"event": "done", "status": result.status})
         torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_initialized():
-            return  # a CUDA context gives its memory back only with its process
+        # A CUDA context gives its memory back only with its process.
+        leaving = torch is not None and torch.cuda.is_initialized()
+        emit({"event": "done", "status": result.status, "leaving": leaving})
+        if leaving:
+            return
 
 
 def _lines(source: TextIO) -> Callable[[], str]:

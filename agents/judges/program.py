@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
+
+from pydantic import model_validator
 
 from ...hashing import content_hash, row_seed
 from ...types import Judgement, Prompt
-from ..judge import ColumnName, JudgeTask, SettledJudge
+from ..judge import ColumnName, JudgeTask, SettledJudge, load
 from . import checkers, maths
 
 
@@ -115,3 +118,39 @@ class Random(SettledJudge):
         """Judge each task, in the order given."""
         seeds = [row_seed(content_hash([self.seed, task.completion.id])) for task in tasks]
         return [Judgement(value=seed / 2**63, raw=seed / 2**63) for seed in seeds]
+
+
+class Shuffled(SettledJudge):
+    """Give each answer the value of another answer: a control, in which labels say nothing.
+
+    The values are the inner judge's own, permuted among the answers that are judged together, so that
+    as many pass as did before. It has the inner judge's column, because `where` and `by` name that.
+    """
+
+    name: ColumnName = ""
+    judge: str | dict[str, Any]
+    """The judge whose values are permuted."""
+    seed: int = 0
+    """Seeds the permutation."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "judge" in data and not data.get("name"):
+            return data | {"name": load(data["judge"], "judge").name}
+        return data
+
+    @property
+    def revision(self) -> str:
+        """Content hash of the inner judge, the seed and the code version."""
+        inner = load(self.judge, "judge").revision
+        return content_hash(["shuffled", self.version, inner, self.seed])
+
+    async def score(self, tasks: Sequence[JudgeTask]) -> list[Judgement]:
+        """Judge each task, in the order given."""
+        verdicts = await load(self.judge, "judge").score(tasks)
+        asked = [task.completion.id for task in tasks]
+        order = random.Random(row_seed(content_hash([self.seed, asked])))  # noqa: S311 - reproducible
+        order.shuffle(verdicts)
+        # The parts and the words are about another answer: only the value moves.
+        return [Judgement(v.value, v.status, v.raw, text="the value of another answer") for v in verdicts]

@@ -20,7 +20,7 @@ VERIFIER = "verifier"
 
 
 class Select(Operator):
-    """Keep the answers that a query of the `answers` view keeps.
+    """Keep the answers that a query of the `answers` view keeps; equal ones of a prompt count once.
 
     Ranking, filtering, weighting, rejection sampling: all of them are SQL over one row an answer. The SQL
     runs read-only on the published snapshot. A cut answer is never kept.

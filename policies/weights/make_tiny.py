@@ -18,7 +18,7 @@ import math
 import random
 import runpy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,10 @@ STUDENT = Stage(steps=700, rate=1.5e-3, messy=True, seed=1)
 TEACHER = Stage(steps=400, rate=1.0e-3, messy=False, seed=2)
 BATCH = 64
 WARMUP = 50
+README = {
+    "tiny": "# tiny\nThe student of the quick start: 1M parameters, made by `../make_tiny.py`, Apache-2.0.\n",
+    "tiny-teacher": "# tiny-teacher\n`tiny` trained on with clean answers by `../make_tiny.py`, Apache-2.0.\n",
+}
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -173,3 +177,34 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, stage: St
         optimizer.zero_grad()
         if step % 100 == 99:
             print(f"step {step + 1} of {stage.steps}: loss {loss.item():.3f}", flush=True)  # noqa: T201
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a Hugging Face folder: bfloat16 weights, tokenizer, chat template, what ends an answer."""
+    copy = LlamaForCausalLM(model.config)
+    copy.load_state_dict(model.state_dict())
+    copy.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    copy.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(README[folder.name], encoding="utf-8")
+
+
+def main() -> None:
+    """Train the student, save it, train on, save the teacher."""
+    parser = argparse.ArgumentParser(description="Train the tiny student and its teacher.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for tiny/, tiny-teacher/")
+    parser.add_argument("--steps", type=int, help="steps of each stage, for a trial")
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # the order of sums, and so the bytes, depends on it
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer)
+    for name, stage in (("tiny", STUDENT), ("tiny-teacher", TEACHER)):
+        train(model, tokenizer, replace(stage, steps=options.steps or stage.steps))
+        save(model, tokenizer, options.out / name)
+
+
+if __name__ == "__main__":
+    main()

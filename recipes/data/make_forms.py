@@ -26,7 +26,8 @@ SEED = 11
 SPLITS = ("train", "heldout", "test")
 FORMS = ("word", "answer", "quotes", "sentence")
 EXTRACTED = ("name", "colour", "city", "object")
-FAMILIES = (*EXTRACTED, "opposite", "capital")
+FAMILIES = (*EXTRACTED, *EXTRACTED, "opposite", "capital")
+"""One turn of the families: what can be read off the prompt comes oftener than what must be known."""
 COUNTS = {
     # "Only the word" is learned slowest and "sentence" needs no practice: pitfalls 2 and 3 of the
     # measurements that this task comes from.
@@ -57,12 +58,12 @@ COLOURS = {
     "test": ["pink", "orange", "silver", "violet", "beige"],
 }
 OPPOSITES = """hot/cold; big,large/small,little; rich,wealthy/poor; happy/sad,unhappy; fast,quick/slow;
-old/young,new; tall/short; strong/weak; good/bad,evil; wet/dry; full/empty; loud,noisy/quiet,silent;
+old/young,new; tall/short; strong/weak; good/bad,evil; wet/dry; sharp/blunt,dull; loud,noisy/quiet,silent;
 up/down; open/closed,close,shut; early/late; clean/dirty; thick/thin; wide,broad/narrow; deep/shallow;
 true/false,untrue; begin,start/end,finish; win/lose; buy/sell; push/pull; love/hate,hatred;
 friend/enemy,foe; always/never; inside/outside; above/below,beneath; success/failure; smooth/rough;
 alive,living/dead; war/peace; north/south; safe/dangerous,unsafe; easy/difficult,hard; laugh/cry;
-day/night; first/last; left/right; high/low; near,close/far; same/different; cheap/expensive,costly;
+day/night; first/last; left/right; high/low; near/far; same/different; cheap/expensive,costly;
 east/west; positive/negative; heavy/light; summer/winter; male/female; beautiful,pretty/ugly;
 more/less; maximum/minimum; odd/even; increase/decrease"""
 CAPITALS = """Italy/Rome; Spain/Madrid; China/Beijing; England/London; Egypt/Cairo; Greece/Athens;
@@ -129,10 +130,10 @@ QUESTIONS: dict[str, dict[str, list[str]]] = {
     },
     "object": {
         "train": [
-            "{name} bought {a_object} on Monday. What did {name} buy?",
-            "{name} left {a_object} on the train. What did {name} leave on the train?",
-            "{name} is carrying {a_object}. What is {name} carrying?",
-            "There was {a_object} in the box. What was in the box?",
+            "{name} bought {a_object}. What did {name} buy?",
+            "On the table lies {a_object}. What lies on the table?",
+            "{name} has {a_object}. What does {name} have?",
+            "In the box was {a_object}. What was in the box?",
         ],
         "heldout": [
             "{name} found {a_object} under the bed. What did {name} find?",
@@ -179,24 +180,23 @@ WORDINGS: dict[str, dict[str, list[str]]] = {
         "word": [
             "Answer with only the word.",
             "Reply with just one word.",
-            "Give only the word, nothing else.",
-            "Your whole answer must be one word.",
-            "Say just the one word and stop.",
             "One word only, no sentence.",
+            "Answer in one word.",
+            "Reply with a one-word answer.",
         ],
         "answer": [
             "Start with Answer: and then give only the word.",
-            "Write your reply as Answer: followed by the word.",
             "Put Answer: before the word.",
-            "Your reply must be Answer: and then the word.",
+            "Begin with Answer: and then say the word.",
+            "Write Answer: in front of the word.",
             "Use the format Answer: X, where X is the word.",
         ],
         "quotes": [
-            "Put the word in double quotes.",
-            "Answer with only the word, in double quotes.",
-            "Write just the word inside double quotes.",
             "Reply with one word between double quotes.",
+            "Put the one word in double quotes.",
             "Give the word in double quotes and nothing else.",
+            "Answer with one word in double quotes.",
+            "Reply with a quoted word, in double quotes.",
         ],
         "sentence": [
             "Answer in a full sentence.",
@@ -262,20 +262,26 @@ WORDINGS: dict[str, dict[str, list[str]]] = {
         ],
     },
 }
-PLACES = ("{q} {i}", "{i} {q}", "{q}\n{i}", "{i}\n{q}")
-"""Where the form stands: after the question or before it."""
+BEFORE, LINE_BEFORE, AFTER, LINE_AFTER = "{i} {q}", "{i}\n{q}", "{q} {i}", "{q}\n{i}"
+PLACES = {
+    # The student understands a form that is named first far better; train has more of those.
+    "train": (BEFORE, BEFORE, LINE_BEFORE, LINE_AFTER, AFTER),
+    "heldout": (BEFORE, LINE_BEFORE, LINE_AFTER, AFTER),
+    "test": (BEFORE, LINE_BEFORE, LINE_AFTER, AFTER),
+}
+"""Where the form stands: before the question or after it, on a line of its own or not."""
 
 # Worked examples: other questions than in any split, in the wordings of train. (form, question, word,
 # sentence): the answer is the sentence for `sentence`, else it follows from the word.
 EXAMPLES = [
-    ("Lily lost a sock. What did Lily lose?", "sock", "Lily lost a sock."),
+    ("The sock belongs to Lily. Who owns the sock?", "Lily", "The sock belongs to Lily."),
     ("Sam has a grey parrot. What colour is the parrot?", "grey", "The parrot is grey."),
-    ("Paul fed the ducks. Who fed the ducks?", "Paul", "Paul fed the ducks."),
+    ("Lucy bought an apple. What did Lucy buy?", "apple", "Lucy bought an apple."),
+    ("Zoe sent a card to Oxford. Which city did it go to?", "Oxford", "The card went to Oxford."),
     ("What is the capital of France?", "Paris", "The capital of France is Paris."),
-    ("Zoe flew to Oxford. Which city did Zoe fly to?", "Oxford", "Zoe flew to Oxford."),
+    ("In the pond was a frog. What was in the pond?", "frog", "There was a frog in the pond."),
+    ("Paul found a stone. Who found the stone?", "Paul", "Paul found the stone."),
     ("What is the opposite of come?", "go", "The opposite of come is go."),
-    ("The apple belongs to Lucy. Whose apple is it?", "Lucy", "The apple belongs to Lucy."),
-    ("What is the capital of Japan?", "Tokyo", "The capital of Japan is Tokyo."),
 ]
 
 
@@ -307,7 +313,7 @@ def prompts() -> list[dict[str, Any]]:
     """Return every row of forms.jsonl: train, heldout, test, and the transfer part of test."""
     rows: list[dict[str, Any]] = []
     for split in SPLITS:
-        ask = {family: _questions(family, split) for family in FAMILIES}
+        ask = {family: _questions(family, split) for family in dict.fromkeys(FAMILIES)}
         rows += _rows(split, COUNTS[split], ask, [])
         if split == "test":
             rows += _rows(split, COUNTS["transfer"], ask, ["transfer"])
@@ -319,7 +325,7 @@ def examples() -> list[dict[str, Any]]:
     rows = []
     for form in FORMS:
         wordings = itertools.cycle(WORDINGS["train"][form])
-        places = itertools.cycle(PLACES)
+        places = itertools.cycle((BEFORE, LINE_BEFORE))
         for question, word, sentence in EXAMPLES:
             prompt = next(places).format(q=question, i=next(wordings))
             answer = sentence if form == "sentence" else right_answer(form, word)
@@ -397,7 +403,7 @@ def _styles(split: str, form: str) -> Iterator[str]:
     every = [
         place.replace("{i}", wording.replace("{", "{{").replace("}", "}}"))
         for wording in WORDINGS[split][form]
-        for place in PLACES
+        for place in PLACES[split]
     ]
     return _shuffled_forever(every, f"styles {split} {form}")
 

@@ -1,0 +1,58 @@
+# Every target does its own set-up: on a bare machine with Python 3.11+ and make, `make quickstart` is enough.
+PYTHON  ?= python3
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.installed
+STUDENT ?= smollm2-135m
+SEED    ?= 0
+NAME    ?=
+# The checkout is the package, so its folder must not be searched first: agents/ and types.py would hide
+# packages of the same name.
+export PYTHONSAFEPATH = 1
+
+.PHONY: setup quickstart control test test-slow lint format schema docs bench clean
+
+setup: $(STAMP)
+
+# torch first and by its exact version, so that a CPU build is taken where one is offered.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,dev]'
+	ln -sfn "$(CURDIR)" "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/redistill"
+	touch $@
+
+quickstart: $(STAMP)
+	$(BIN)/redistill quickstart --student $(STUDENT) --seed $(SEED) $(if $(NAME),--name $(NAME))
+
+# The same three rounds with the labels shuffled: no gain is expected.
+control: $(STAMP)
+	$(BIN)/redistill quickstart --student $(STUDENT) --seed $(SEED) --control $(if $(NAME),--name $(NAME))
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p redistill
+	$(BIN)/mypy tests
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# What is rendered from the code: the schema's first migration and the reference pages.
+schema docs: $(STAMP)
+	$(BIN)/python docs/render.py
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/round.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,107 @@
+"""Render from the code what documents repeat of it: the first migration and the reference pages.
+
+`python docs/render.py` writes them, `--check` says which are stale; a test runs the check.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import typer
+
+import redistill
+from redistill.cli import app
+from redistill.report.listing import listing
+from redistill.store.tables import render, render_page
+
+ROOT = Path(__file__).parents[1]
+_NOTE = "Rendered from the code by `make docs`; a test keeps it so.\n"
+
+
+def pages() -> dict[Path, str]:
+    """Return every rendered file by its path."""
+    return {
+        ROOT / "store/sql/0001_initial.sql": f"-- Rendered from tables.py by `make schema`.\n{render()}",
+        ROOT / "docs/tables.md": render_page(),
+        ROOT / "docs/cli.md": _commands(),
+        ROOT / "docs/python.md": _names(),
+        **{
+            ROOT / f"docs/{kind}.md": _listed(kind, title)
+            for kind, title in (
+                ("operators", "Operators: the steps of a round"),
+                ("judges", "Judges"),
+                ("trainers", "Trainers"),
+                ("views", "Views: what to ask in SQL"),
+            )
+        },
+    }
+
+
+def _commands() -> str:
+    """Return the page of the command line."""
+    command = typer.main.get_command(app)
+    parts = ["# Commands\n", _NOTE, "Exit codes: 0 done, 2 bad input, 3 busy, 4 environment, 75 try later.\n"]
+    for name, sub in sorted(getattr(command, "commands", {}).items()):
+        parts.append(f"## redistill {name}\n\n{(sub.help or '').strip()}\n")
+        parts.append("| argument | meaning |\n|---|---|")
+        for parameter in sub.params:
+            shown = ", ".join(f"`{o}`" for o in parameter.opts if o.startswith("-")) or (
+                f"`{(parameter.name or '').upper()}`"
+            )
+            parts.append(f"| {shown} | {getattr(parameter, 'help', None) or ''} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _names() -> str:
+    """Return the page of the public Python names."""
+    parts = ["# Python\n", _NOTE, "`import redistill` loads nothing heavy; each name is loaded when used.\n"]
+    for name in sorted(set(redistill.__all__) - {"__version__"}):
+        thing = getattr(redistill, name)
+        home = import_module(thing.__module__).__name__
+        parts.append(f"## {name}\n\nFrom `{home}`.\n\n{inspect.cleandoc(thing.__doc__ or '')}\n")
+        if inspect.isfunction(thing):
+            parts.append(f"```python\n{name}{inspect.signature(thing)}\n```\n")
+    return "\n".join(parts)
+
+
+def _listed(kind: str, title: str) -> str:
+    """Return the page of a noun's built-ins, as `redistill list` knows them."""
+    parts = [f"# {title}\n", _NOTE]
+    for entry in listing(kind, Path("runs")):
+        parts.append(f"## {entry['name']}\n\n{entry.get('doc') or entry.get('meaning') or ''}\n")
+        fields = entry.get("fields") or entry.get("columns") or []
+        if fields:
+            parts.append("| key | type | default | meaning |\n|---|---|---|---|")
+        for field in fields:
+            kind_of = str(field.get("type", "")).replace("|", "\\|")
+            default = field.get("default", "")
+            meaning = str(field.get("meaning", "")).replace("\n", " ")
+            parts.append(f"| `{field['name']}` | {kind_of} | {default} | {meaning} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def main() -> None:
+    """Write the pages, or say which are stale."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    stale = [
+        path
+        for path, text in pages().items()
+        if not path.exists() or path.read_text("utf-8") != text
+    ]
+    for path in stale:
+        if not check:
+            path.write_text(pages()[path], "utf-8")
+        print(("stale: " if check else "wrote ") + str(path.relative_to(ROOT)))
+    sys.exit(1 if check and stale else 0)
+
+
+if __name__ == "__main__":
+    main()

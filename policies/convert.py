@@ -1,0 +1,135 @@
+"""A model as it comes to a revision as it is used: fp32 safetensors, a mended tokenizer, a canary.
+
+Both are written once into the cache, aside first and then renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import BadInput, Problem
+from .revision import (
+    Revision,
+    canary_sequences,
+    check_finite,
+    fingerprint_model,
+    publish,
+    record_canary,
+)
+
+CHATML_END, CHATML_PAD = "<|im_end|>", "<|endoftext|>"
+
+
+def convert_folder(source: Path, root: Path, facts: Mapping[str, Any]) -> Revision:
+    """Publish a Hugging Face folder of safetensors, in any float precision, as an initial revision.
+
+    Args:
+        source: the folder; it is only read.
+        root: where the revision's folder is put.
+        facts: where it came from; kept in the manifest.
+
+    Raises:
+        BadInput: tensors are missing, or do not fit the architecture or the tokenizer.
+        StoreProblem: a tensor holds NaN or an infinity.
+    """
+    import torch
+    import transformers
+
+    library: Any = transformers  # its own types do not know `output_loading_info`
+    library.utils.logging.disable_progress_bar()
+    try:
+        model, said = library.AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except RuntimeError as error:  # tensors of another shape
+        raise BadInput.at(
+            str(source), f"its tensors do not fit its config.json: {_line(error)}"
+        ) from error
+    wrong = [
+        Problem(str(source), f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(names)))}")
+        for kind, names in said.items()
+        if names
+    ]
+    if wrong:
+        raise BadInput(*wrong)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        source, local_files_only=True, trust_remote_code=False
+    )
+    return _publish(model, tokenizer, source, root, facts)
+
+
+def convert_gguf(source: Path, root: Path, facts: Mapping[str, Any]) -> Revision:
+    """Publish a GGUF file of a ChatML Llama, such as SmolLM2, as an initial revision in fp32."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    tokenizer = AutoTokenizer.from_pretrained(**where)
+    # The GGUF tokenizer says that answers end with <|im_start|>, and names no pad token.
+    tokenizer.eos_token, tokenizer.pad_token = CHATML_END, CHATML_PAD
+    loaded: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    # A model that was loaded from GGUF refuses to be saved: take its weights into a plain one.
+    beside = ("quantization_config", "_name_or_path", "_model_name_or_path")
+    settings = {k: v for k, v in loaded.config.to_dict().items() if k not in beside}
+    settings |= {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    model: Any = LlamaForCausalLM(LlamaConfig(**settings))  # type: ignore[no-untyped-call]
+    model.load_state_dict(loaded.state_dict())
+    return _publish(model, tokenizer, source, root, facts)
+
+
+def _publish(
+    model: Any, tokenizer: Any, source: Path, root: Path, facts: Mapping[str, Any]
+) -> Revision:
+    check_finite(model)
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        first = tokenizer.convert_ids_to_tokens(rows)
+        raise BadInput.at(
+            str(source),
+            f"its tokenizer has {len(tokenizer)} tokens, its embeddings only {rows}: "
+            f"{first!r} is the first without one",
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    root.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=root))
+    try:
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        _mend(staging / "tokenizer_config.json")
+        return publish(
+            staging,
+            root,
+            revision=fingerprint_model(model),
+            parent=None,
+            canary=record_canary(model, canary_sequences(tokenizer)),
+            facts=facts,
+        )
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)  # gone already where it was published
+
+
+def _mend(file: Path) -> None:
+    """Set what a tokenizer forgets when it is saved, and drop what holds for the source folder only."""
+    settings = json.loads(file.read_bytes())
+    for name in ("is_local", "local_files_only", "name_or_path"):
+        settings.pop(name, None)
+    # Without padding_side, others pad a batch on the right, and most answers come back empty.
+    settings |= {"padding_side": "left", "clean_up_tokenization_spaces": False}
+    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))

@@ -1,0 +1,174 @@
+"""What `redistill plan` says: what a recipe will do, need and cost, before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..agents.operators.elicit import Sample
+from ..agents.operators.improve import Train
+from ..agents.planning import RunPlan, Shape, plan, shape_of
+from ..agents.prompts import load_prompts
+from ..agents.recipe import Recipe
+from ..policies import catalog
+from ..types import Prompt
+from .console import clean
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Row = dict[str, Any]
+
+_SMOL = Shape(parameters=134_515_008, vocabulary=49_152, bytes_on_disk=538_060_032)
+"""SmolLM2-135M in fp32, before it is fetched."""
+_NOTHING = Shape(0, 0, 0)
+
+
+def forecast(recipe: Recipe, cache: Path, runs: Path) -> Row:
+    """Estimate a run; loads no model, and pays no call.
+
+    Args:
+        recipe: what would run.
+        cache: where models are kept.
+        runs: folder of all runs, for the disk that it is on.
+
+    Raises:
+        BadInput: the prompts are wrong.
+    """
+    prompts = load_prompts(recipe.prompts, recipe.base, recipe.seed)
+    shape, known_by = student_shape(recipe, cache)
+    found = plan(recipe, prompts, shape, runs)
+    return {
+        "name": recipe.name,
+        "student": recipe.student,
+        "parameters": shape.parameters,
+        "size_known": known_by,
+        "prompts": {s: _of(prompts, s) for s in ("train", "heldout", "test")},
+        "rounds": recipe.rounds,
+        "phases": [asdict(phase) for phase in found.phases],
+        "hours": list(found.hours) if shape.parameters else None,
+        "memory": {"needed": found.memory_needed, "there": found.memory_there},
+        "disk": {"needed": found.disk_needed, "there": found.disk_there},
+        "smallest_gain": found.smallest_gain if found.heldout else None,
+        "dollars": 0.0,
+        "problems": _problems(recipe, prompts, found, shape),
+    }
+
+
+def student_shape(recipe: Recipe, cache: Path) -> tuple[Shape, str]:
+    """Return the student's size and how it is known, without loading it; all zero where it is not."""
+    student = recipe.student
+    if catalog.is_plugin(student):
+        return _NOTHING, "not known: the student is a plugin"
+    for base in (recipe.base, Path()):
+        if (base / student / "config.json").is_file():
+            return shape_of(base / student), "its folder"
+    bundled = Path(str(resources.files("redistill.policies"))) / "weights" / student
+    if (bundled / "config.json").is_file():
+        return shape_of(bundled), "it comes with the package"
+    label = student.partition("@")[0].replace("/", "--")
+    for config in sorted((cache / "models").glob(f"{label}-*/*/config.json")):
+        if not config.parent.name.startswith("."):
+            return shape_of(config.parent), "it is in the cache"
+    if student == "smollm2-135m":
+        return _SMOL, "the catalog; it will be fetched first (93 MB)"
+    return _NOTHING, "not known: it is not fetched yet"
+
+
+def _of(prompts: Sequence[Prompt], split: str) -> int:
+    return sum(1 for prompt in prompts if prompt.split == split)
+
+
+def _problems(
+    recipe: Recipe, prompts: Sequence[Prompt], found: RunPlan, shape: Shape
+) -> list[str]:
+    """Return a line for each thing that will not fit."""
+    problems = []
+    if shape.parameters and found.memory_needed > found.memory_there:
+        problems.append(
+            f"memory: training needs about {_bytes(found.memory_needed)}, {_bytes(found.memory_there)} "
+            "are free; make micro_batch or max_tokens smaller, or take a smaller student"
+        )
+    if found.disk_needed > found.disk_there:
+        problems.append(
+            f"disk: {recipe.rounds} revisions take about {_bytes(found.disk_needed)}, "
+            f"{_bytes(found.disk_there)} are free; give another folder with --runs"
+        )
+    train = min(_of(prompts, "train"), recipe.prompts.per_round or len(prompts))
+    for index, stage in enumerate(recipe.stages, start=1):
+        sampled = max([step.k for step in stage.steps if isinstance(step, Sample)], default=1)
+        for step in stage.steps:
+            if isinstance(step, Train):
+                trainer = step.load_trainer()
+                most = train * (1 if trainer.rows == "pairs" else sampled)
+                if trainer.plan(most) == 0:
+                    problems.append(f"stage {index} trains nothing: {trainer.arithmetic(most)}")
+    return problems
+
+
+# -- for people
+
+
+def show_forecast(console: Console, found: Row) -> None:
+    """Print the plan: phases, then what it needs against what is there, then what does not fit."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"{found['name']}: {found['rounds']} rounds", title_justify="left")
+    for name in ("round", "phase", "makes", "calls", "tokens", "time"):
+        table.add_column(name, justify="right" if name in ("calls", "tokens", "time") else "left")
+    for phase in found["phases"]:
+        table.add_row(
+            phase["rounds"] or "-",
+            Text(clean(phase["step"])),
+            phase["rows"],
+            f"{phase['calls']:,}" if phase["calls"] else "-",
+            f"{phase['tokens']:,}" if phase["tokens"] else "-",
+            span(phase["hours"]) if found["parameters"] and phase["tokens"] else "-",
+        )
+    console.print(table)
+    for line in _lines(found):
+        console.print(Text(clean(line)))
+    for problem in found["problems"]:
+        console.print(Text(clean(f"does not fit: {problem}"), style="bold red"))
+
+
+def _lines(found: Row) -> list[str]:
+    size = f"{found['parameters'] / 1e6:.1f} million parameters" if found["parameters"] else "size"
+    prompts = found["prompts"]
+    gain = found["smallest_gain"]
+    memory, disk = found["memory"], found["disk"]
+    return [
+        f"student   {found['student']}: {size} ({found['size_known']})",
+        f"prompts   {prompts['train']} to train, {prompts['heldout']} held out, {prompts['test']} for test",
+        f"time      {span(found['hours'])} on this machine" if found["hours"] else "time      not known",
+        f"memory    about {_bytes(memory['needed'])} of {_bytes(memory['there'])} free",
+        f"disk      about {_bytes(disk['needed'])} of {_bytes(disk['there'])} free",
+        f"evidence  a gain of about {gain:.2f} or more shows four times in five" if gain else
+        "evidence  none: no prompt is held out",
+        f"cost      {found['dollars']:.2f} dollars: every judge is a program",
+    ]  # fmt: skip
+
+
+def span(hours: Sequence[float]) -> str:
+    """Return a range of hours in the unit that people would use."""
+    low, high = hours
+    for unit, size, most in (("s", 3600, 1 / 60), ("min", 60, 1.5), ("h", 1, 48), ("days", 1 / 24, None)):
+        if most is None or high <= most:
+            first, last = _rounded(low * size), _rounded(high * size)
+            return f"{last} {unit}" if first == last else f"{first}-{last} {unit}"
+    raise AssertionError("the last unit takes everything")
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.0f}" if value >= 2 else f"{value:.1f}".removesuffix(".0")
+
+
+def _bytes(count: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.0f} kB"

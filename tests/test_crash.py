@@ -1,0 +1,186 @@
+"""Real processes, killed for real in every phase, end with the rows of an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from redistill.store.query import read_rows
+from redistill.testing.fakes import fake_prompts, fake_recipe
+from redistill.testing.tiny import make_tiny_model
+
+CHILD = Path(__file__).with_name("crash_child.py")
+# A resumed process loads weights anew, and each load leaves its canary; that is all that may differ.
+_IDS = {
+    "prompt": "id",
+    "rendered_prompt": "id",
+    "completion": "id",
+    "judgement": "id",
+    "pair": "id",
+    "selection": "id",
+    "training_row": "id",
+    "evaluation": "id",
+    "decision": "id",
+    "(FROM event WHERE kind <> 'canary')": "id",
+    "(FROM write_batch WHERE NOT starts_with(step, 'load:'))": "id",
+    "revision": "id",
+}
+
+
+def _start(base: Path, kill: list[Any] | None) -> subprocess.CompletedProcess[str]:
+    told = {"base": str(base), "kill": kill, "log": str(base / "log.jsonl")}
+    return subprocess.run(
+        [sys.executable, "-P", str(CHILD)],
+        input=json.dumps(told),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def _facts(base: Path, name: str) -> dict[str, Any]:
+    """Return what must not depend on crashes: ids, answers, training sets, decisions."""
+    folder = base / "runs" / name
+    facts: dict[str, Any] = {
+        table: [
+            r[key]
+            for r in read_rows(folder, f"SELECT {key}::VARCHAR AS {key} FROM {table} ORDER BY 1")
+        ]
+        for table, key in _IDS.items()
+    }
+    facts["answers"] = read_rows(
+        folder, "SELECT id::VARCHAR AS id, payload_hash FROM completion ORDER BY 1"
+    )
+    facts["trained"] = read_rows(
+        folder, "SELECT round, dataset_hash, status, revision FROM training_run ORDER BY round"
+    )
+    facts["decided"] = read_rows(
+        folder, "SELECT round, decision, delta, ci_low, heldout_reads FROM decision ORDER BY round"
+    )
+    return facts
+
+
+def _log(base: Path) -> list[list[Any]]:
+    return [json.loads(line) for line in (base / "log.jsonl").read_text().splitlines()]
+
+
+def _fake_base(base: Path) -> Path:
+    base.mkdir()
+    rows = fake_prompts(train=24, heldout=40, test=40)
+    (base / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    recipe = fake_recipe()
+    recipe["prompts"]["per_round"] = 12
+    (base / "recipe.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
+    return base
+
+
+def test_killed_in_every_phase_ends_like_undisturbed(tmp_path: Path) -> None:
+    """One run, killed before or after a commit of each phase in turn, has the undisturbed run's rows,
+    and each kill costs at most one chunk."""
+    calm, struck = _fake_base(tmp_path / "calm"), _fake_base(tmp_path / "struck")
+    assert _start(calm, None).returncode == 0
+    points = [
+        [0, "baseline", 1, "before"],
+        [1, "begin", 0, "after"],
+        [1, "sample", 1, "before"],
+        [1, "score", 1, "after"],
+        [1, "select", 0, "before"],
+        [1, "train", 0, "after"],
+        [1, "train", 1, "before"],
+        [1, "evaluate", 2, "after"],
+        [1, "gate", 0, "after"],
+        [1, "promote", 0, "before"],
+        [2, "sample", 0, "after"],
+        [2, "evaluate", 0, "before"],
+        [0, "test_initial", 1, "after"],
+        [2, "gain", 0, "before"],
+    ]
+    for point in points:
+        died = _start(struck, point)
+        assert died.returncode == -signal.SIGKILL, (point, died.stderr[-2000:])
+    finished = _start(struck, None)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+
+    assert _facts(struck, "fake") == _facts(calm, "fake")
+    calm_calls = [line for line in _log(calm) if line[0] == "generate"]
+    struck_calls = [line for line in _log(struck) if line[0] == "generate"]
+    assert len(calm_calls) <= len(struck_calls) <= len(calm_calls) + len(points)
+
+
+def test_a_finished_run_does_nothing_again(tmp_path: Path) -> None:
+    """Running a finished run anew asks the policy for nothing and adds no row."""
+    base = _fake_base(tmp_path / "base")
+    assert _start(base, None).returncode == 0
+    before, asked = _facts(base, "fake"), len(_log(base))
+    assert _start(base, None).returncode == 0
+    assert _facts(base, "fake") == before
+    again = _log(base)[asked:]
+    assert not [line for line in again if line[0] == "generate"]
+
+
+@pytest.fixture(scope="module")
+def trl_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe whose trainer is real TRL on a random tiny model."""
+    return tmp_path_factory.mktemp("trl")
+
+
+def _trl_base(base: Path, model: Path) -> Path:
+    base.mkdir()
+    rows = fake_prompts(train=16, heldout=12, test=12)
+    (base / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    recipe = fake_recipe()
+    recipe |= {"name": "tiny", "student": str(model), "seed": 3}
+    recipe["prompts"]["per_round"] = 8
+    recipe["execution"] = {"threads": 1}
+    recipe["round"] = [
+        {"sample": {"k": 2, "max_tokens": 12, "temperature": 1.0}},
+        {"score": {"judge": "longest"}},
+        {"pair": {"by": "longest"}},
+        {
+            "train": {
+                "trainer": "sft",
+                "learning_rate": 1e-3,
+                "steps": 4,
+                "batch_size": 2,
+                "micro_batch": 2,
+            }
+        },
+        {"evaluate": {"judge": "longest", "max_tokens": 12}},
+        {"gate": {"guards": []}},
+    ]
+    (base / "recipe.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
+    return base
+
+
+def test_killed_in_real_training_ends_like_undisturbed(trl_base: Path) -> None:
+    """SIGKILL between two optimiser steps of TRL takes the worker down too, leaves no revision, and the
+    resumed run trains to the same weights as an undisturbed one."""
+    model = make_tiny_model(trl_base / "model", seed=1)
+    calm, struck = _trl_base(trl_base / "calm", model), _trl_base(trl_base / "struck", model)
+    undisturbed = _start(calm, None)
+    assert undisturbed.returncode == 0, undisturbed.stderr[-3000:]
+
+    died = _start(struck, [2, "train", 2, "during"])
+    assert died.returncode == -signal.SIGKILL, died.stderr[-3000:]
+    orphans = [
+        p
+        for p in psutil.process_iter(["cmdline", "status"])
+        if "redistill.trainers.worker" in (p.info["cmdline"] or [])
+        and str(struck) in " ".join(p.info["cmdline"] or [])
+    ]
+    assert not orphans
+    published = {p.name for p in (struck / "runs/tiny/revisions").iterdir() if p.name[0] != "."}
+    finished = _start(struck, None)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert _facts(struck, "tiny") == _facts(calm, "tiny")
+    trained = {row["revision"] for row in _facts(calm, "tiny")["trained"]}
+    assert len(published & trained) <= 1
