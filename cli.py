@@ -202,7 +202,8 @@ def show(
     from .report.starting import recipe_text
 
     text = recipe_text(recipe, student)
-    typer.echo(_load_text(text, recipe, Path(), []).to_yaml() if resolved else text, nl=resolved)
+    base = Path(recipe).parent if Path(recipe).is_file() else Path()
+    typer.echo(_load_text(text, recipe, base, []).to_yaml() if resolved else text, nl=resolved)
 
 
 @app.command()
@@ -335,6 +336,8 @@ def _age(seconds: float) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; turn the errors of `errors.py` into lines and exit codes."""
+    # Last, never first: a recipe may name a module of the folder, which must hide nobody else's.
+    sys.path.append(str(Path.cwd()))
     try:
         app(arguments, standalone_mode=True)
     except RedistillError as error:

@@ -67,7 +67,13 @@ def fingerprint(tensors: Iterable[tuple[str, Mapping[str, Any], bytes | memoryvi
     The order in which they come makes no difference, only names, facts and bytes do.
     """
     parts = sorted(
-        (name, hashlib.blake2b(raw, digest_size=16, key=canonical(dict(facts))[:64]).hexdigest())
+        (name, hashlib.blake2b(raw, digest_size=16, key=_key(facts)).hexdigest())
         for name, facts, raw in tensors
     )
     return content_hash([list(part) for part in parts])
+
+
+def _key(facts: Mapping[str, Any]) -> bytes:
+    """Return facts as a BLAKE2b key, which has at most 64 bytes: longer ones are hashed, never cut."""
+    text = canonical(dict(facts))
+    return text if len(text) <= 64 else hashlib.blake2b(text, digest_size=64).digest()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Split = Literal["train", "heldout", "test"]
 FinishReason = Literal["stop", "length"]
@@ -94,6 +94,10 @@ class Judgement:
     """The judge's words, or the reason for its status."""
 
     def __post_init__(self) -> None:
+        if self.status not in get_args(Status):
+            raise ValueError(
+                f"a judgement's status is one of {get_args(Status)}, not {self.status!r}"
+            )
         if (self.value is not None) != (self.status == "ok"):
             raise ValueError(f"a judgement has a value exactly when it is ok: {self.status}")
         if self.value is not None and not 0.0 <= self.value <= 1.0:
@@ -120,6 +124,12 @@ class Pair:
     """Value of chosen less value of rejected."""
     probability: float = 1.0
     """How sure the label is."""
+
+    def __post_init__(self) -> None:
+        if self.chosen == self.rejected:
+            raise ValueError(f"a pair needs two completions, not {self.chosen!r} twice")
+        if not 0.0 <= self.probability <= 1.0 or not math.isfinite(self.margin):
+            raise ValueError(f"no label: margin {self.margin!r}, probability {self.probability!r}")
 
     def swap(self) -> Pair:
         """Return the opposite label: (chosen, rejected, p) equals (rejected, chosen, 1 - p)."""

@@ -7,6 +7,7 @@ licence?, split?}`. Every problem of a file is told in one go, by line.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -17,11 +18,23 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import BadInput, Problem
 from ..hashing import content_hash, row_id
+from ..store.text import storable
 from ..types import Message, Prompt, Split
 from .judges.checkers import check_spec
 from .plugins import did_you_mean
 
-_KEYS = "prompt messages verify answer reference privileged tags source licence split".split()
+_KEYS = [
+    "prompt",
+    "messages",
+    "verify",
+    "answer",
+    "reference",
+    "privileged",
+    "tags",
+    "source",
+    "licence",
+    "split",
+]
 _SHOWN = 5
 _SHIPPED = "redistill:"
 _LINE_LIMIT = 4 << 20
@@ -47,18 +60,15 @@ class PromptSource(BaseModel):
     test_share: float = Field(0.15, gt=0, lt=0.5)
     """Share of the rows without a `split` that goes to test, by hash."""
 
+    def named(self) -> dict[str, str]:
+        """Return the files that are named, by their keys."""
+        every = {"file": self.file, "train": self.train, "heldout": self.heldout, "test": self.test}
+        return {key: path for key, path in every.items() if path}
+
     def files(self) -> list[tuple[str, Split | None]]:
         """Return the files that are named, each with the split that it is for."""
-        named: list[tuple[str, Split | None]] = [
-            (path, split)
-            for path, split in (
-                (self.train, "train"),
-                (self.heldout, "heldout"),
-                (self.test, "test"),
-            )
-            if path
-        ]
-        return [(self.file, None), *named] if self.file else named
+        splits: dict[str, Split] = {"train": "train", "heldout": "heldout", "test": "test"}
+        return [(path, splits.get(key)) for key, path in self.named().items()]
 
 
 def locate(path: str, base: Path) -> Traversable:
@@ -82,7 +92,10 @@ def read_rows(path: str, base: Path, where: str) -> Iterator[tuple[int, dict[str
     file = locate(path, base)
     if not file.is_file():
         raise BadInput.at(where, f"no such file: {path}", f"looked for {file}")
-    raw = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    try:
+        raw = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise BadInput.at(where, f"{path} cannot be read: {error.strerror}") from error
     if not raw.strip():
         raise BadInput.at(
             where, f"{path} is empty ({len(raw)} bytes)", "give one JSON object a line"
@@ -97,7 +110,7 @@ def read_rows(path: str, base: Path, where: str) -> Iterator[tuple[int, dict[str
             else:
                 rows.append((number, row))
     if problems:
-        raise BadInput(*_first(problems))
+        raise BadInput(*first_few(problems))
     yield from rows
 
 
@@ -105,9 +118,18 @@ def _row(line: bytes, where: str) -> dict[str, Any] | Problem:
     if len(line) > _LINE_LIMIT:
         return Problem(where, f"the line has {len(line)} bytes", f"at most {_LINE_LIMIT}")
     try:
-        row = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
+        row = json.loads(
+            line.decode("utf-8"),
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            object_pairs_hook=_once,
+        )
+        if b"\\u" in line and storable(text := json.dumps(row, ensure_ascii=False)) != text:
+            return Problem(where, "holds half of a surrogate pair", "write the character itself")
     except UnicodeDecodeError as error:
         return Problem(where, f"no UTF-8: {error.reason} at byte {error.start}", "save it as UTF-8")
+    except json.JSONDecodeError as error:  # its own text would call each line "line 1"
+        return Problem(where, f"no valid JSON: {error.msg} at column {error.colno}")
     except (ValueError, RecursionError) as error:
         return Problem(where, f"no valid JSON: {error}")
     if not isinstance(row, dict):
@@ -119,7 +141,21 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _first(problems: list[Problem]) -> list[Problem]:
+def _finite(number: str) -> float:
+    if math.isinf(value := float(number)):
+        raise ValueError(f"{number} is too large a number")
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [key for key, _ in pairs]
+        raise ValueError(f"{next(k for k in names if names.count(k) > 1)!r} is given twice")
+    return row
+
+
+def first_few(problems: list[Problem]) -> list[Problem]:
     """Keep the first few and say how many there are."""
     if len(problems) <= _SHOWN:
         return problems
@@ -141,7 +177,9 @@ def load_prompts(source: PromptSource, base: Path, seed: int) -> list[Prompt]:
         problems.append(
             Problem("prompts", "names no file", "write `prompts: {file: prompts.jsonl}`")
         )
-    found: dict[str, tuple[Prompt, str]] = {}
+    found: dict[str, Prompt] = {}
+    asked: dict[tuple[Message, ...], tuple[Split, str]] = {}
+    faults: list[Problem] = []
     for path, split in source.files():
         try:
             rows = list(read_rows(path, base, "prompts"))
@@ -152,20 +190,19 @@ def load_prompts(source: PromptSource, base: Path, seed: int) -> list[Prompt]:
             where = f"{path}:{number}"
             prompt = _prompt(row, split, source, where)
             if isinstance(prompt, Problem):
-                problems.append(prompt)
-            elif (twin := found.get(prompt.id)) and twin[0].split != prompt.split:
-                problems.append(
-                    Problem(
-                        where, f"is {prompt.split}, the same prompt is {twin[0].split} in {twin[1]}"
-                    )
-                )
-            else:
-                found.setdefault(prompt.id, (prompt, where))
-    prompts = [prompt for prompt, _ in found.values()]
+                faults.append(prompt)
+                continue
+            other, place = asked.setdefault(prompt.messages, (prompt.split, where))
+            if other != prompt.split:
+                what = f"is {prompt.split}, the same prompt is {other} in {place}"
+                faults.append(Problem(where, what, "a prompt belongs to one split"))
+            found.setdefault(prompt.id, prompt)
+    prompts = list(found.values())
+    problems += first_few(faults)
     if not problems:
         problems += _missing_splits(prompts)
     if problems:
-        raise BadInput(*_first(problems))
+        raise BadInput(*problems)
     return _deal(prompts, seed)
 
 
@@ -197,10 +234,12 @@ def _prompt(
     own = row.get("split")
     if own is not None and own not in get_args(Split):
         return Problem(where, f"split is {own!r}", "one of train, heldout, test")
+    if own and split and own != split:
+        return Problem(where, f"says split {own}, and stands in the file for {split}")
     return Prompt(
         id=identifier,
         messages=messages,
-        split=split or own or _split_by_hash(identifier, source),
+        split=split or own or _split_by_hash(messages, source),
         verify=row.get("verify"),
         answer=row.get("answer"),
         reference=row.get("reference"),
@@ -237,13 +276,13 @@ def _messages(row: dict[str, Any], where: str) -> tuple[Message, ...] | Problem:
         if not good or given[-1]["role"] != "user":
             return Problem(where, "messages must be {role, content} turns that end with a user's")
         turns = tuple(Message(m["role"], m["content"]) for m in given)
-    if any("\ud800" <= c <= "\udfff" for m in turns for c in m.content):
-        return Problem(where, "holds half of a surrogate pair", "write the character itself")
     return turns
 
 
-def _split_by_hash(identifier: str, source: PromptSource) -> Split:
-    place = int(content_hash(["split", identifier])[:8], 16) / 16**8
+def _split_by_hash(messages: tuple[Message, ...], source: PromptSource) -> Split:
+    """Deal a prompt by what it asks, so that another checker for it stays in the same split."""
+    said = content_hash(["split", [m.as_dict() for m in messages]])
+    place = int(said[:8], 16) / 16**8
     if place < source.test_share:
         return "test"
     return "heldout" if place < source.test_share + source.heldout_share else "train"

@@ -15,22 +15,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ..errors import BadInput, Problem
 from ..hashing import canonical, content_hash
+from ..policies import catalog
+from ..store.views import ANSWERS
 from . import plugins
 from .judge import BUILTINS as JUDGES
-from .operator import BUILTINS as OPERATORS
 from .operator import Operator
 from .operators.curate import Pair, Select
 from .operators.feedback import Score
 from .operators.improve import Evaluate, Train
 from .prompts import PromptSource, locate
 from .roles import STUDENT, Role, check_roles, describe
+from .stages import expand, is_raw, override, step_data, written_at
 from .yaml_lines import line_of, parse
 
-_RESERVED_STEPS = {"begin", "promote", "reject", "baseline", "load", "test_initial", "test_champion"}
-_ANSWER_COLUMNS = (
-    "run round step split prompt answer revision is_champion used_as tokens seconds finish_reason "
-    "role slot tags prompt_id id short_id"
-).split()
+NO_ROUND = Problem("round", "the recipe has no round", "`redistill show quickstart` is one")
 
 
 class Stage(BaseModel):
@@ -99,9 +97,7 @@ class Recipe(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _expand(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and ("round" in data or _raw_stages(data.get("stages"))):
-            return _expanded(dict(data))
-        return data
+        return expand(dict(data)) if isinstance(data, Mapping) and is_raw(data) else data
 
     @field_validator("roles", mode="after")
     @classmethod
@@ -140,10 +136,12 @@ class Recipe(BaseModel):
 
     def resolved(self) -> dict[str, Any]:
         """Return the recipe as plain data, every stage and setting in full."""
-        data: dict[str, Any] = self.model_dump(mode="json", exclude={"stages", "base"}, by_alias=True)
+        data: dict[str, Any] = self.model_dump(
+            mode="json", exclude={"stages", "base"}, by_alias=True
+        )
         data["roles"] = {k: v for k, v in data["roles"].items() if k != STUDENT}
         data["stages"] = [
-            {"repeat": stage.repeat, "round": [_step_data(step) for step in stage.steps]}
+            {"repeat": stage.repeat, "round": [step_data(step) for step in stage.steps]}
             for stage in self.stages
         ]
         return data
@@ -156,12 +154,20 @@ class Recipe(BaseModel):
     def key(self) -> str:
         """Hash of all that decides what the run's rows are: no name, no path, no execution."""
         data = self.resolved()
-        for left_out in ("name", "execution", "prompts", "roles"):
+        for left_out in ("name", "execution"):
             data.pop(left_out)
-        data["per_round"] = self.prompts.per_round
-        data["roles"] = {name: describe(role) for name, role in self.roles.items()}
-        data["files"] = [_file_hash(path, self.base) for path in self.data_files()]
+        data["student"] = _policy_key(self.student, self.base)
+        for name, path in self.prompts.named().items():
+            data["prompts"][name] = _file_hash(path, self.base)
+        data["roles"] = {name: self._role_key(role) for name, role in self.roles.items()}
         return content_hash(canonical(data))
+
+    def _role_key(self, role: Role) -> dict[str, Any]:
+        shot = role.context.few_shot
+        return describe(role) | {
+            "policy": _policy_key(role.policy, self.base),
+            "examples": _file_hash(shot.file, self.base) if shot else None,
+        }
 
     def data_files(self) -> list[str]:
         """Return every data file that the recipe names."""
@@ -169,9 +175,15 @@ class Recipe(BaseModel):
         return [p for p, _ in self.prompts.files()] + [shot.file for shot in shots if shot]
 
 
-def load_recipe(
-    text: str, name: str, *, base: Path, overrides: Sequence[str] = ()
-) -> Recipe:
+KEYS = (
+    *(name for name in Recipe.model_fields if name not in ("stages", "base")),
+    "round",
+    "stages",
+)
+"""What a recipe's file may hold."""
+
+
+def load_recipe(text: str, name: str, *, base: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
 
     Args:
@@ -184,233 +196,86 @@ def load_recipe(
         BadInput: with every problem that was found, each with its line.
     """
     data, lines = parse(text, name)
-    problems = [p for o in overrides if (p := _override(data, o))]
-    if problems:
-        raise BadInput(*problems)
+    found = [p for o in overrides if (p := override(data, o, KEYS))]
+    if found:
+        raise BadInput(*found)
+    for key in [key for key in data if key not in KEYS]:
+        del data[key]
+        found.append(
+            Problem(str(key), "unknown key", plugins.did_you_mean(str(key), KEYS, "keys are"))
+        )
+    if "round" not in data and "stages" not in data:
+        data["stages"] = ()
     try:
-        return Recipe.model_validate(data | {"base": base})
+        recipe = Recipe.model_validate(data | {"base": base})
     except ValidationError as error:
-        found = plugins.problems_of(error, "", Recipe)
+        found += plugins.problems_of(error, "", Recipe)
     except BadInput as error:
-        found = list(error.problems) + _others(data)
-    raise BadInput(*(_placed(problem, name, lines) for problem in found))
+        found += [*error.problems, *_others(data)]
+    if found:
+        raise BadInput(*dict.fromkeys(_placed(p, name, data, lines) for p in found))
+    return recipe
 
 
 def _others(data: dict[str, Any]) -> list[Problem]:
     """Return the problems outside the steps, where the steps have stopped validation already."""
     rest = {k: v for k, v in data.items() if k not in ("round", "stages")}
     try:
-        Recipe.model_validate(rest | {"stages": []})
+        Recipe.model_validate(rest | {"stages": ()})
     except ValidationError as error:
         return plugins.problems_of(error, "", Recipe)
-    except BadInput:
-        return []  # told already, beside the steps
+    except BadInput as error:
+        return [problem for problem in error.problems if problem != NO_ROUND]
     return []
 
 
-def _placed(problem: Problem, name: str, lines: Mapping[tuple[str | int, ...], int]) -> Problem:
-    """Put file and line before a key's path; a data file's `name:line` stands as it is."""
-    if problem.where.partition(":")[0].endswith((".jsonl", ".yaml")):
-        return problem
-    line = line_of(problem.where, lines)
+def _placed(
+    problem: Problem,
+    name: str,
+    data: Mapping[str, Any],
+    lines: Mapping[tuple[str | int, ...], int],
+) -> Problem:
+    """Put file and line before a key's path."""
+    where = written_at(problem.where, data)
+    line = line_of(where, lines)
     at = f"{name}:{line}" if line else name
-    return Problem(f"{at} {problem.where}".rstrip(), problem.what, problem.hint)
+    return Problem(f"{at} {where}".rstrip(), problem.what, problem.hint)
 
 
-def _override(data: dict[str, Any], setting: str) -> Problem | None:
-    """Apply one `a.b=c`; a step of `round` is reached by its name, `train.beta` and `round.train.beta`."""
-    path, equals, value = setting.partition("=")
-    if not equals or not path:
-        return Problem(f"--set {setting}", "is no a.b=c")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        return Problem(f"--set {setting}", "the value is no YAML")
-    keys = path.removeprefix("round.").split(".")
-    for step in data.get("round", []):
-        if _step_name(step) == keys[0] and isinstance(step, dict) and len(keys) > 1:
-            operator = next(iter(step))
-            step[operator] = _set_in(step[operator] or {}, keys[1:], parsed)
-            return None
-    data.update(_set_in(data, path.split("."), parsed))
-    return None
-
-
-def _set_in(settings: Any, keys: Sequence[str], value: Any) -> dict[str, Any]:
-    """Return settings with the value put at a path, making the mappings on the way."""
-    base = dict(settings) if isinstance(settings, Mapping) else {}
-    if len(keys) == 1:
-        return base | {keys[0]: value}
-    return base | {keys[0]: _set_in(base.get(keys[0]), keys[1:], value)}
-
-
-# -- stages
-
-
-def _raw_stages(stages: Any) -> bool:
-    """Whether any stage is as YAML has it, and not resolved."""
-    return isinstance(stages, list | tuple) and any(isinstance(s, Mapping) for s in stages)
-
-
-def _expanded(data: dict[str, Any]) -> dict[str, Any]:
-    """Resolve `round` and `stages` into stages whose steps are operators.
-
-    Raises:
-        BadInput: with every problem of every step.
-    """
-    base = data.pop("round", None)
-    raw = data.get("stages") or [{"repeat": (data.get("loop") or {}).get("rounds") or 1}]
-    problems: list[Problem] = []
-    stages: list[dict[str, Any]] = []
-    for index, stage in enumerate(raw):
-        where = f"stages[{index}]" if data.get("stages") else ""
-        if not isinstance(stage, Mapping):
-            problems.append(Problem(where, f"must be a mapping, not {stage!r}"))
-            continue
-        for key in stage.keys() - {"repeat", "set", "round"}:
-            hint = plugins.did_you_mean(str(key), ["repeat", "set", "round"], "keys are")
-            problems.append(Problem(f"{where}.{key}", "unknown key", hint))
-        own = stage.get("round")
-        steps = own if own is not None else base
-        home = f"{where}.round" if own is not None else "round"
-        if not isinstance(steps, list | tuple) or not steps:
-            problems.append(Problem(home, "a round is a list of steps", "start with `- sample: {}`"))
-            continue
-        changed, faults = _with_settings(steps, stage.get("set") or {}, f"{where}.set")
-        problems += faults
-        built, faults = _steps(changed, home)
-        problems += faults
-        stages.append({"repeat": stage.get("repeat", 1), "steps": built})
-    if problems:
-        raise BadInput(*dict.fromkeys(problems))
-    return data | {"stages": stages}
-
-
-def _step_name(step: Any) -> str:
-    if isinstance(step, Operator):
-        return step.step
-    if isinstance(step, str):
-        return step
-    if isinstance(step, Mapping) and len(step) == 1:
-        [(operator, settings)] = step.items()
-        named = settings.get("as") if isinstance(settings, Mapping) else None
-        return str(named or operator)
-    return ""
-
-
-def _with_settings(
-    steps: Sequence[Any], changes: Mapping[str, Any], where: str
-) -> tuple[list[Any], list[Problem]]:
-    """Return the steps with a stage's `set` applied: `{score.judge: longest}`."""
-    changed = [dict(s) if isinstance(s, Mapping) else s for s in steps]
-    problems = []
-    names = [_step_name(step) for step in changed]
-    for path, value in changes.items():
-        name, _, rest = str(path).partition(".")
-        if name not in names or not rest:
-            hint = plugins.did_you_mean(name, names, "steps are")
-            problems.append(Problem(f"{where}.{path}", "names no setting of a step", hint))
-            continue
-        index = names.index(name)
-        step = changed[index]
-        [(operator, settings)] = step.items() if isinstance(step, dict) else [(step, {})]
-        changed[index] = {operator: _set_in(settings or {}, rest.split("."), value)}
-    return changed, problems
-
-
-def _steps(raw: Sequence[Any], where: str) -> tuple[tuple[Operator, ...], list[Problem]]:
-    """Build the operators of a round and resolve what each reads."""
-    problems: list[Problem] = []
-    steps: list[Operator] = []
-    for index, spec in enumerate(raw):
-        at = f"{where}[{index}]"
-        try:
-            step = spec if isinstance(spec, Operator) else _build(spec, at)
-        except BadInput as error:
-            problems += error.problems
-            continue
-        place = f"{at}.{step.name}"
-        problems += step.check(place)
-        fault, step = _resolve_of(step, steps, place)
-        problems += [fault] if fault else []
-        steps.append(_resolve_by(step, steps))
-    if not problems:
-        problems = _check_round(steps, where)
-    return tuple(steps), problems
-
-
-def _build(spec: Any, where: str) -> Operator:
-    built = plugins.build("operators", spec, OPERATORS, where)
-    if not isinstance(built, Operator):
-        raise BadInput.at(where, f"{spec!r} is no operator")
-    return built
-
-
-def _resolve_of(
-    step: Operator, earlier: Sequence[Operator], where: str
-) -> tuple[Problem | None, Operator]:
-    """Fill in `of`: the one earlier step that makes what is needed."""
-    if not step.needs:
-        return None, step
-    makers = [s.step for s in earlier if s.makes in step.needs]
-    wanted = " or ".join(step.needs)
-    given = step.sources()
-    if given:
-        strange = [name for name in given if name not in makers]
-        if strange:
-            hint = plugins.did_you_mean(strange[0], makers, f"earlier steps with {wanted}:")
-            return Problem(f"{where}.of", f"{strange[0]!r} makes no {wanted}", hint), step
-        return None, step
-    if not makers:
-        return Problem(where, f"no earlier step makes {wanted}"), step
-    if len(makers) > 1:
-        return Problem(where, f"{' and '.join(makers)} make {wanted}", "say which with `of:`"), step
-    return None, step.model_copy(update={"of": (makers[0],)})
-
-
-def _resolve_by(step: Operator, earlier: Sequence[Operator]) -> Operator:
-    """Fill in `pair.by` where one judge alone has scored."""
-    if not isinstance(step, Pair) or step.by:
-        return step
-    scored = {name for s in earlier if isinstance(s, Score) for name in s.judges()}
-    return step.model_copy(update={"by": scored.pop()}) if len(scored) == 1 else step
-
-
-def _check_round(steps: Sequence[Operator], where: str) -> list[Problem]:
-    """Check what only the steps together can show."""
-    problems = []
-    names = [step.step for step in steps]
-    for step in steps:
-        if names.count(step.step) > 1:
-            problems.append(Problem(where, f"two steps are named {step.step!r}", "name one with `as:`"))
-        if step.step in _RESERVED_STEPS or not step.step.isidentifier():
-            problems.append(Problem(where, f"{step.step!r} cannot name a step", "choose another word"))
-    made: list[str] = [step.makes for step in steps]
-    for makes, word in (("revision", "train"), ("evaluation", "evaluate"), ("decision", "gate")):
-        if made.count(makes) != 1:
-            problems.append(Problem(where, f"has {made.count(makes)} {word} steps", "give exactly one"))
-    if not problems and made[-3:] != ["revision", "evaluation", "decision"]:
-        problems.append(Problem(where, "must end with train, evaluate, gate in this order"))
-    return list(dict.fromkeys(problems))
+# -- what needs the whole recipe
 
 
 def _check_stages(recipe: Recipe) -> list[Problem]:
     """Check what needs the whole recipe: roles, judges, SQL, comparable evidence."""
     problems: list[Problem] = []
     if not recipe.stages:
-        return [Problem("round", "the recipe has no round", "`redistill show quickstart` is one")]
+        return [NO_ROUND]
     judges = recipe.judges()
+    folded = [name.casefold() for name in judges]
     for name in judges:
-        if name in _ANSWER_COLUMNS:
-            problems.append(Problem("round", f"judge {name!r} has the name of a column of `answers`"))
-    evidence = {str(_step_data(s)) for g in recipe.stages for s in g.steps if isinstance(s, Evaluate)}
+        if name.casefold() in ANSWERS:
+            problems.append(
+                Problem("round", f"judge {name!r} has the name of a column of `answers`")
+            )
+        if folded.count(name.casefold()) > 1:
+            problems.append(
+                Problem("round", f"judge {name!r}: SQL takes upper and lower case for one")
+            )
+    evidence = {
+        str(step_data(s)) for g in recipe.stages for s in g.steps if isinstance(s, Evaluate)
+    }
     if len(evidence) > 1:
         problems.append(
-            Problem("stages", "evaluate differs between stages", "held-out values must be comparable")
+            Problem(
+                "stages", "evaluate differs between stages", "held-out values must be comparable"
+            )
         )
     for index, stage in enumerate(recipe.stages):
+        problems += _check_scores(stage, f"stages[{index}]")
         for step in stage.steps:
-            problems += _check_step(recipe, stage, step, f"stages[{index}].{step.step}", list(judges))
+            problems += _check_step(
+                recipe, stage, step, f"stages[{index}].{step.step}", list(judges)
+            )
     return problems
 
 
@@ -429,7 +294,27 @@ def _check_step(
     if isinstance(step, Train):
         source = next(s for s in stage.steps if s.step == step.sources()[0])
         if step.load_trainer().rows == "pairs" and isinstance(source, Select):
-            problems.append(Problem(where, f"{step.trainer_name} needs pairs", "put a `pair` step before"))
+            problems.append(
+                Problem(where, f"{step.trainer_name} needs pairs", "put a `pair` step before")
+            )
+    return problems
+
+
+def _check_scores(stage: Stage, where: str) -> list[Problem]:
+    """Refuse one name for two judges: rows and SQL columns are told apart by it."""
+    problems = []
+    known: dict[str, str] = {}
+    for step in stage.steps:
+        for name, revision in step.judges().items() if isinstance(step, Score) else ():
+            if known.setdefault(name, revision) != revision:
+                hint = "give one of them another `name`"
+                problems.append(
+                    Problem(
+                        f"{where}.{step.step}.judge",
+                        f"two different judges are named {name!r}",
+                        hint,
+                    )
+                )
     return problems
 
 
@@ -448,11 +333,12 @@ def _check_pair(stage: Stage, step: Pair, where: str) -> list[Problem]:
     return []
 
 
-def _step_data(step: Operator) -> dict[str, Any]:
-    settings = step.model_dump(mode="json", by_alias=True)
-    if not settings.get("as"):
-        settings.pop("as", None)
-    return {step.name: settings}
+def _policy_key(spec: str, base: Path) -> str:
+    """Return what stands for a policy in ids: for a folder not its path, which may change."""
+    config = base / spec / "config.json"
+    if spec == STUDENT or catalog.is_plugin(spec) or not config.is_file():
+        return spec
+    return f"folder {hashlib.sha256(config.read_bytes()).hexdigest()}"
 
 
 def _file_hash(path: str, base: Path) -> str:

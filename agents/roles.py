@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..errors import BadInput, Problem
 from ..hashing import content_hash
 from ..types import Message, Prompt
-from .prompts import read_rows
+from .plugins import did_you_mean
+from .prompts import first_few, read_rows
 
 STUDENT = "student"
 RevisionName = Literal["current", "champion", "previous", "initial"]
@@ -69,7 +70,10 @@ class Staging:
         self.system = role.context.system
         shot = role.context.few_shot
         self._shot = shot
-        self._examples = _examples(shot, base, f"roles.{name}.context.few_shot") if shot else []
+        where = f"roles.{name}.context.few_shot"
+        self._examples = _examples(shot, base, where) if shot else []
+        if shot and shot.match:
+            _check_match(shot, self._examples, where)
 
     @property
     def digest(self) -> str:
@@ -103,16 +107,27 @@ def _examples(shot: FewShot, base: Path, where: str) -> list[tuple[str, str, tup
     examples = []
     problems = []
     for number, row in read_rows(shot.file, base, where):
-        prompt, answer = row.get("prompt"), row.get("answer")
-        if isinstance(prompt, str) and isinstance(answer, str):
-            examples.append((prompt, answer, tuple(row.get("tags", []))))
+        prompt, answer, tags = row.get("prompt"), row.get("answer"), row.get("tags", [])
+        place = f"{shot.file}:{number}"
+        if not isinstance(prompt, str) or not isinstance(answer, str):
+            problems.append(Problem(place, "needs the texts `prompt` and `answer`"))
+        elif not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+            problems.append(Problem(place, f"tags must be a list of texts, not {tags!r}"))
         else:
-            problems.append(
-                Problem(f"{shot.file}:{number}", "needs the texts `prompt` and `answer`")
-            )
+            examples.append((prompt, answer, tuple(tags)))
     if problems:
-        raise BadInput(*problems)
+        raise BadInput(*first_few(problems))
     return examples
+
+
+def _check_match(
+    shot: FewShot, examples: Sequence[tuple[str, str, tuple[str, ...]]], where: str
+) -> None:
+    """Refuse a `match` that fits no example: the role would be shown nothing, and nobody told."""
+    keys = {tag.partition(":")[0] for _, _, tags in examples for tag in tags}
+    if shot.match not in keys:
+        hint = did_you_mean(str(shot.match), sorted(keys), "keys of their tags are")
+        raise BadInput.at(f"{where}.match", f"no example has a tag {shot.match}:...", hint)
 
 
 def check_roles(roles: Mapping[str, Role], judges: Sequence[str]) -> list[Problem]:
@@ -120,6 +135,9 @@ def check_roles(roles: Mapping[str, Role], judges: Sequence[str]) -> list[Proble
     problems = []
     for name, role in roles.items():
         where = f"roles.{name}"
+        if name == STUDENT and role != Role():
+            hint = "give a role of another name the policy `student`"
+            problems.append(Problem(where, "the student's own role is fixed", hint))
         if name in judges:
             problems.append(Problem(where, "is the name of a judge", "give the role another name"))
         if role.policy != STUDENT and role.revision != "current":
@@ -133,6 +151,4 @@ def check_roles(roles: Mapping[str, Role], judges: Sequence[str]) -> list[Proble
 
 def describe(role: Role) -> dict[str, Any]:
     """Return a role's settings without file paths, for ids."""
-    settings: dict[str, Any] = role.model_dump(mode="json")
-    settings.pop("context")
-    return settings
+    return role.model_dump(mode="json", exclude={"context": {"few_shot": {"file"}}})

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from ..errors import BadInput, Problem
+from ..store.text import storable
 
 Path = tuple[str | int, ...]
 _DEPTH = 40
@@ -29,14 +30,19 @@ def parse(text: str, name: str) -> tuple[dict[str, Any], dict[Path, int]]:
         for token in yaml.scan(text, Loader=yaml.SafeLoader):
             if isinstance(token, yaml.AliasToken):
                 line = token.start_mark.line + 1
-                raise BadInput.at(f"{name}:{line}", f"*{token.value}: aliases are not read", "write it out")
+                raise BadInput.at(
+                    f"{name}:{line}", f"*{token.value}: aliases are not read", "write it out"
+                )
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data: dict[str, Any] = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         raise BadInput.at(f"{name}{line}", f"no valid YAML: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise BadInput.at(name, f"no valid YAML: {error}") from error
+    except (yaml.YAMLError, ValueError) as error:  # the latter: 2026-13-45 is read as a date
+        raise BadInput.at(name, f"no valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise BadInput.at(name, "nested too deeply") from error
     if not isinstance(node, yaml.MappingNode):
         raise BadInput.at(name, "a recipe is a mapping of keys", "`redistill init` writes one")
     lines: dict[Path, int] = {}
@@ -44,7 +50,6 @@ def parse(text: str, name: str) -> tuple[dict[str, Any], dict[Path, int]]:
     _walk(node, (), lines, problems, name)
     if problems:
         raise BadInput(*problems)
-    data: dict[str, Any] = yaml.safe_load(text)
     return data, lines
 
 
@@ -70,14 +75,22 @@ def _walk(
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             _walk(value, (*path, index), lines, problems, name)
+    elif storable(node.value) != node.value:
+        where = f"{name}:{node.start_mark.line + 1}"
+        problems.append(
+            Problem(where, "holds half of a surrogate pair", "write the character itself")
+        )
 
 
 def line_of(where: str, lines: Mapping[Path, int]) -> int | None:
     """Return the line of a dotted path such as `round[2].score.judge`, or of its nearest parent."""
-    path: list[str | int] = []
-    for part in where.replace("]", "").replace("[", ".#").split("."):
-        if part:
-            path.append(int(part[1:]) if part.startswith("#") else part)
-    while path and tuple(path) not in lines:
-        path.pop()
-    return lines.get(tuple(path)) if path else None
+    parts = where.replace("]", "").replace("[", ".#").split(".")
+    path = [int(part[1:]) if part[0] == "#" else part for part in parts if part]
+    # A key of its own may hold dots, as `score.judge` under a stage's `set` does.
+    for end in range(len(path), 0, -1):
+        for start in range(end - 1, -1, -1):
+            key = ".".join(str(part) for part in path[start:end])
+            exact = (*path[:end],) if start == end - 1 else (*path[:start], key)
+            if exact in lines:
+                return lines[exact]
+    return None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadInput, Problem
+from .model_folder import read_model
 from .revision import (
     Revision,
     canary_sequences,
@@ -37,32 +38,12 @@ def convert_folder(source: Path, root: Path, facts: Mapping[str, Any]) -> Revisi
         BadInput: tensors are missing, or do not fit the architecture or the tokenizer.
         StoreProblem: a tensor holds NaN or an infinity.
     """
-    import torch
-    import transformers
+    from transformers import AutoTokenizer
 
-    library: Any = transformers  # its own types do not know `output_loading_info`
-    library.utils.logging.disable_progress_bar()
-    try:
-        model, said = library.AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except RuntimeError as error:  # tensors of another shape
-        raise BadInput.at(
-            str(source), f"its tensors do not fit its config.json: {_line(error)}"
-        ) from error
-    wrong = [
-        Problem(str(source), f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(names)))}")
-        for kind, names in said.items()
-        if names
-    ]
-    if wrong:
-        raise BadInput(*wrong)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
+    model, misfits = read_model(source)
+    if misfits:
+        raise BadInput(*(Problem(str(source), misfit) for misfit in misfits))
+    tokenizer = AutoTokenizer.from_pretrained(
         source, local_files_only=True, trust_remote_code=False
     )
     return _publish(model, tokenizer, source, root, facts)
@@ -129,7 +110,3 @@ def _mend(file: Path) -> None:
     # Without padding_side, others pad a batch on the right, and most answers come back empty.
     settings |= {"padding_side": "left", "clean_up_tokenization_spaces": False}
     file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))

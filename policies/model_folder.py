@@ -34,6 +34,34 @@ def folder_problems(folder: Path) -> list[Problem]:
     return [*_config(folder), *_weights(folder), *_tokenizer(folder)]
 
 
+def read_model(folder: Path) -> tuple[Any, list[str]]:
+    """Build the fp32 model of a folder, and say in lines how its tensors do not fit the architecture.
+
+    What is missing in the files is random in the model: where there are lines, it must not be used.
+    """
+    import torch
+    import transformers
+
+    library: Any = transformers  # its own types do not know `output_loading_info`
+    library.utils.logging.disable_progress_bar()
+    try:
+        model, said = library.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except RuntimeError as error:  # tensors of another shape
+        return None, [" ".join(str(error).split())]
+    return model, [
+        f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(names)))}"
+        for kind, names in said.items()
+        if names
+    ]
+
+
 def _config(folder: Path) -> Iterator[Problem]:
     file = folder / "config.json"
     config = _json(file)

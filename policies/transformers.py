@@ -25,6 +25,7 @@ from ..errors import BadInput, StoreProblem
 from ..types import Message, TokenIds
 from . import sampler
 from .chat import ChatCodec
+from .model_folder import read_model
 from .policy import Generation, Request, Sampling
 from .revision import Revision, check_finite, fingerprint_model
 
@@ -262,23 +263,9 @@ def _built(folder: Path, device: torch.device) -> Any:
     Raises:
         StoreProblem: names the tensors that are missing, unknown or of another shape.
     """
-    library: Any = transformers  # its own types do not know `output_loading_info`
-    library.utils.logging.disable_progress_bar()
-    try:
-        model, said = library.AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except RuntimeError as error:  # tensors of another shape
-        raise StoreProblem(f"{folder}: its tensors do not fit the architecture: {error}") from error
-    wrong = {kind: names for kind, names in said.items() if names}
-    if wrong:
-        # transformers would fill the gaps with random numbers.
-        raise StoreProblem(f"{folder}: its tensors do not fit the architecture: {wrong}")
+    model, misfits = read_model(folder)
+    if misfits:
+        raise StoreProblem(f"{folder}: its tensors do not fit: {'; '.join(misfits)}")
     return model.eval().requires_grad_(False).to(device)  # noqa: FBT003 - torch's own signature
 
 

@@ -1,0 +1,1 @@
+"""What people see: tables in a terminal, one page about a run, lists, plans, examinations."""

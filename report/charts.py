@@ -241,8 +241,7 @@ def _svg(figure: Any, name: str, title: str) -> str:
     from matplotlib import rc_context
 
     out = io.StringIO()
-    settings = {"svg.fonttype": "none", "svg.hashsalt": f"redistill-{name}"}
-    with rc_context(settings):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": f"redistill-{name}"}):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Title": title})
     text = out.getvalue()
     text = text[text.index("<svg") :]

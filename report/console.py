@@ -49,7 +49,7 @@ class Progressing:
         """Begin a log file in the run's folder, and the moving line where there is a terminal."""
         handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        self._log = logging.Logger("redistill.run", logging.INFO)  # noqa: LOG001 - one a run, in no tree
+        self._log = logging.Logger("redistill.run", logging.INFO)
         self._log.addHandler(handler)
         if self._console.is_terminal and not self._quiet:
             self._live = Progress(
@@ -117,7 +117,15 @@ def interval(metric: Row | None, low: str = "ci_low", high: str = "ci_high") -> 
 def rounds_table(run: Row) -> Table:
     """Return the table of rounds."""
     table = Table(title=f"{run['run']}: held-out value by round", title_justify="left")
-    for name in ("round", "trainer", "rows", "champion", "challenger", "difference (95 %)", "decision"):
+    for name in (
+        "round",
+        "trainer",
+        "rows",
+        "champion",
+        "challenger",
+        "difference (95 %)",
+        "decision",
+    ):
         table.add_column(name, justify="left" if name in ("trainer", "decision") else "right")
     for row in run["rounds"]:
         metric, training = row["metric"], row["training"] or {}
@@ -172,9 +180,7 @@ def _number(value: float | None) -> str:
 
 def next_commands(name: str, runs: Path) -> list[str]:
     """Return the three commands that are worth typing next."""
-    sql = (
-        "SELECT prompt, answer, verifier FROM answers WHERE split = 'train' AND used_as = 'chosen' LIMIT 5"
-    )
+    sql = "SELECT prompt, answer, verifier FROM answers WHERE split = 'train' AND used_as = 'chosen' LIMIT 5"
     where = "" if runs == Path("runs") else f" --runs {runs}"
     return [
         f"redistill report {name}{where}",

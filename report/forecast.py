@@ -48,7 +48,7 @@ def forecast(recipe: Recipe, cache: Path, runs: Path) -> Row:
         "size_known": known_by,
         "prompts": {s: _of(prompts, s) for s in ("train", "heldout", "test")},
         "rounds": recipe.rounds,
-        "phases": [asdict(phase) for phase in found.phases],
+        "phases": [asdict(phase) | {"hours": list(phase.hours)} for phase in found.phases],
         "hours": list(found.hours) if shape.parameters else None,
         "memory": {"needed": found.memory_needed, "there": found.memory_there},
         "disk": {"needed": found.disk_needed, "there": found.disk_there},
@@ -82,9 +82,7 @@ def _of(prompts: Sequence[Prompt], split: str) -> int:
     return sum(1 for prompt in prompts if prompt.split == split)
 
 
-def _problems(
-    recipe: Recipe, prompts: Sequence[Prompt], found: RunPlan, shape: Shape
-) -> list[str]:
+def _problems(recipe: Recipe, prompts: Sequence[Prompt], found: RunPlan, shape: Shape) -> list[str]:
     """Return a line for each thing that will not fit."""
     problems = []
     if shape.parameters and found.memory_needed > found.memory_there:
@@ -156,7 +154,12 @@ def _lines(found: Row) -> list[str]:
 def span(hours: Sequence[float]) -> str:
     """Return a range of hours in the unit that people would use."""
     low, high = hours
-    for unit, size, most in (("s", 3600, 1 / 60), ("min", 60, 1.5), ("h", 1, 48), ("days", 1 / 24, None)):
+    for unit, size, most in (
+        ("s", 3600, 1 / 60),
+        ("min", 60, 1.5),
+        ("h", 1, 48),
+        ("days", 1 / 24, None),
+    ):
         if most is None or high <= most:
             first, last = _rounded(low * size), _rounded(high * size)
             return f"{last} {unit}" if first == last else f"{first}-{last} {unit}"

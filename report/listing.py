@@ -67,7 +67,9 @@ def show_listing(console: Console, found: list[Row]) -> None:
     for key in found[0]:
         table.add_column(key)
     for row in found:
-        table.add_row(*(Text(clean("-" if value is None else str(value))) for value in row.values()))
+        table.add_row(
+            *(Text(clean("-" if value is None else str(value))) for value in row.values())
+        )
     console.print(table)
 
 
@@ -94,7 +96,9 @@ def _plugins(kind: str) -> list[Row]:
     from ..agents.operator import BUILTINS as OPERATORS
     from ..trainers.trainer import BUILTINS as TRAINERS
 
-    builtins: Mapping[str, str] = {"operators": OPERATORS, "judges": JUDGES, "trainers": TRAINERS}[kind]
+    builtins: Mapping[str, str] = {"operators": OPERATORS, "judges": JUDGES, "trainers": TRAINERS}[
+        kind
+    ]
     rows = []
     for name in plugins.names(kind, builtins):
         try:

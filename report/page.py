@@ -159,14 +159,17 @@ def headline(run: Row, judge: str) -> tuple[str, str]:
     """Return what the run was worth: a few words, and the sentence behind them."""
     gain = run["gain"]
     if run["state"] == "stopped":
-        return "Stopped by an error", f"{run['stopped_by']}. `redistill resume {run['run']}` goes on."
+        return (
+            "Stopped by an error",
+            f"{run['stopped_by']}. `redistill resume {run['run']}` goes on.",
+        )
     if not gain:
         decided = sum(1 for row in run["rounds"] if row["decision"])
-        return (
-            "No gain yet",
-            f"The run is not finished: decided rounds: {decided}. Only the difference on test "
-            "prompts, which are answered at the end, is called the gain.",
+        told = (
+            f"The run is not finished: decided rounds: {decided}. Only the difference on test prompts, "
+            "which are answered at the end, is called the gain."
         )
+        return "No gain yet", told
     if not gain["n"]:
         return "No gain", "No test prompt has a value for both students."
     told = (
@@ -195,9 +198,7 @@ def _seconds(run: Row) -> Row:
     most = max([v for found in by_round.values() for v in found.values()], default=1.0)
     return {
         "rounds": list(by_round),
-        "phases": [
-            (phase, [found.get(phase) for found in by_round.values()]) for phase in phases
-        ],
+        "phases": [(phase, [found.get(phase) for found in by_round.values()]) for phase in phases],
         "totals": [sum(found.values()) for found in by_round.values()],
         "most": most or 1.0,
     }

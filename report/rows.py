@@ -51,7 +51,9 @@ def show_rows(
     Raises:
         BadInput: more than one way is asked for, or the file cannot be written.
     """
-    asked = [name for name, on in (("--json", as_json), ("--csv", csv), ("--parquet", parquet)) if on]
+    asked = [
+        name for name, on in (("--json", as_json), ("--csv", csv), ("--parquet", parquet)) if on
+    ]
     if len(asked) > 1:
         raise BadInput.at("", f"{' and '.join(asked)} together", "give one of them")
     if as_json:

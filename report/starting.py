@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -145,12 +146,12 @@ def write_recipe(out: Path, *, student: str, prompts: str, judge: str) -> list[s
     aside.write_text(text, "utf-8")
     aside.replace(out)
     counts = _counts(found)
+    least = smallest_gain(counts["heldout"])
     told = f"{counts['train']} prompts to train, {counts['heldout']} held out, {counts['test']} for test"
     return [
         f"wrote {out}: {told}",
         *notes,
-        f"the gate can see a gain of about {smallest_gain(counts['heldout']):.2f} or more on so many "
-        "held-out prompts",
+        f"on so many held-out prompts the gate can see a gain of about {least:.2f} or more",
         "next:",
         f"  redistill plan {out}",
         f"  redistill run {out}",
@@ -190,7 +191,9 @@ def _unchecked(prompts: Sequence[Prompt], path: str) -> list[str]:
         )
     if not without:
         return []
-    return [f"{without} of {len(prompts)} prompts have neither verify nor answer: no value for those"]
+    return [
+        f"{without} of {len(prompts)} prompts have neither verify nor answer: no value for those"
+    ]
 
 
 def _seen_from(folder: Path, path: str) -> str:
@@ -216,8 +219,8 @@ def _text(
     # At most one pair a prompt, and about half of the prompts give one.
     batch = next(size for size in (8, 4, 2, 1) if size * 4 <= per_round or size == 1)
     spec, column = judge
-    return _TEMPLATE.format(
-        name=json.dumps(name),
+    text = _TEMPLATE.format(
+        name=json.dumps(re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"),
         student=json.dumps(student, ensure_ascii=False),
         prompts=json.dumps(prompts, ensure_ascii=False),
         judge=json.dumps(spec),
@@ -227,40 +230,48 @@ def _text(
         micro=min(4, batch),
         **counts,
     )
+    return "".join(_aligned(line) for line in text.splitlines(keepends=True))
 
 
+def _aligned(line: str) -> str:
+    """Put a line's comment, which a tab sets off in the template, where the others are."""
+    key, tab, comment = line.partition("\t")
+    return f"{key:<{_COMMENTS_AT}}  {comment}" if tab else line
+
+
+_COMMENTS_AT = 32
 _TEMPLATE = """\
 # Three rounds of preference training on your own prompts, each from the champion so far.
 # `redistill plan` says what it will need; `redistill list operators` has every key of every step.
 name: {name}
-student: {student}             # a catalog name, a hub id, or a folder
+student: {student}\t# a catalog name, a hub id, or a folder
 prompts:
-  file: {prompts}              # {train} to train, {heldout} held out for the gate, {test} for the gain
-  per_round: {per_round}       # train prompts of one round; the next round takes the next ones
+  file: {prompts}\t# {train} to train, {heldout} held out for the gate, {test} for the gain
+  per_round: {per_round}\t# train prompts of one round; the next round takes the next ones
 round:
-  - sample:                    # the student answers each prompt
-      k: 4                     # answers to each; a pair needs a better and a worse one
-      temperature: 0.7         # 0 would give the same answer four times
-      max_tokens: 256          # longest answer; a cut one is never chosen
-  - score:                     # each answer gets a value in [0, 1]
+  - sample:\t# the student answers each prompt
+      k: 4\t# answers to each; a pair needs a better and a worse one
+      temperature: 0.7\t# 0 would give the same answer four times
+      max_tokens: 256\t# longest answer; a cut one is never chosen
+  - score:\t# each answer gets a value in [0, 1]
       judge: {judge}
-  - pair:                      # which answer is preferred to which
-      by: {by}                 # the judge whose values are compared
-      rule: best_worst         # or best_random, correct_incorrect
-  - train:                     # what comes out is the challenger
-      trainer: dpo             # `redistill list trainers` has the others
-      beta: 0.1                # smaller moves further from the reference
-      learning_rate: 5.0e-6    # four times as much can break a small model
-      epochs: 2                # passes over the pairs
-      batch_size: {batch}      # pairs of one optimiser step
-      micro_batch: {micro}     # pairs in memory at once
-  - evaluate:                  # the challenger answers the held-out prompts, greedily
-      judge: {judge}           # the judge of the evidence; the same in every round
+  - pair:\t# which answer is preferred to which
+      by: {by}\t# the judge whose values are compared
+      rule: best_worst\t# or best_random, correct_incorrect
+  - train:\t# what comes out is the challenger
+      trainer: dpo\t# `redistill list trainers` has the others
+      beta: 0.1\t# smaller moves further from the reference
+      learning_rate: 5.0e-6\t# four times as much can break a small model
+      epochs: 2\t# passes over the pairs
+      batch_size: {batch}\t# pairs of one optimiser step
+      micro_batch: {micro}\t# pairs in memory at once
+  - evaluate:\t# the challenger answers the held-out prompts, greedily
+      judge: {judge}\t# the judge of the evidence; the same in every round
       max_tokens: 256
-  - gate:                      # promoted only if the whole interval of the difference is above zero
+  - gate:\t# promoted only if the whole interval of the difference is above zero
       guards: [length, diversity]
 loop:
-  rounds: 3                    # `redistill run` on a finished run with more rounds goes on
-  stop: {{patience: 2}}          # rejected rounds in a row after which it ends
+  rounds: 3\t# at most; each starts from the champion so far
+  stop: {{patience: 2}}\t# rejected rounds in a row after which it ends
 seed: 0
 """

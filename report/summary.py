@@ -73,7 +73,15 @@ def _round(row: Row, seconds: dict[int, dict[str, float]]) -> dict[str, Any]:
         "revision": row["revision"],
         "training": {
             name: row[name]
-            for name in ("trainer", "status", "message", "rows", "steps", "dataset_hash", "peak_rss_mb")
+            for name in (
+                "trainer",
+                "status",
+                "message",
+                "rows",
+                "steps",
+                "dataset_hash",
+                "peak_rss_mb",
+            )
         }
         if row["status"]
         else None,

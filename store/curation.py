@@ -5,6 +5,7 @@ Labels are derived here by query, so that a judge can be changed and a round pai
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +15,15 @@ import duckdb
 
 from ..errors import BadInput
 from ..types import Pair
-from .query import jail, snapshot
+from .query import explain, jail, snapshot
 from .store import Store, answers_view
 from .tables import render
 
 Rule = Literal["best_worst", "best_random", "correct_incorrect"]
 
 # A cut answer is never chosen, and an answer without a value is in no pair. Equal texts count once: the
-# same answer sampled twice says nothing about which is better. Ties end at the smaller id, so that a
-# pair depends on no row order.
+# same answer sampled twice says nothing about which is better. Ties end by a hash of the id, so that
+# a pair depends on no row order.
 _SCORED = """
 WITH scored AS (
     SELECT c.prompt_id, c.id, c.finish_reason, arg_max(j.value, j.attempt) AS value
@@ -31,7 +32,7 @@ WITH scored AS (
     WHERE c.round = $round AND list_contains($steps, c.step) AND c.split = 'train'
     GROUP BY c.prompt_id, c.id, c.finish_reason, c.text_hash
     HAVING value IS NOT NULL
-    QUALIFY row_number() OVER (PARTITION BY c.prompt_id, c.text_hash ORDER BY c.id) = 1
+    QUALIFY row_number() OVER (PARTITION BY c.prompt_id, c.text_hash ORDER BY c.finish_reason = 'stop' DESC, c.id) = 1
 ),
 best AS (
     SELECT prompt_id, arg_max(id, (value, hash(id), id)) AS id, max(value) AS value
@@ -101,14 +102,21 @@ class Choice:
     per_prompt: int | None = None
 
     def sql(self) -> str:
-        """Return the query; the user's own SQL runs only in the jail."""
+        """Return the query; the user's own SQL runs only in the jail.
+
+        Raises:
+            duckdb.Error: a fragment is not one expression. Pasted in unread, `1=1) OR (true` would reach
+                around the conditions beside it, and held-out answers would train.
+        """
+        for fragment in (self.where, self.weight, f"list(1 ORDER BY {self.order_by}\n)"):
+            duckdb.SQLExpression(fragment)
         # Equal answers to one prompt count once, before anything is ordered or counted.
         once = "QUALIFY row_number() OVER (PARTITION BY prompt_id, answer ORDER BY slot, id) = 1"
         return (
             f"WITH kept AS (SELECT * FROM answers WHERE round = ? AND list_contains(?, step) "  # noqa: S608
-            f"AND split = 'train' AND finish_reason = 'stop' AND ({self.where}) {once}) "
+            f"AND split = 'train' AND finish_reason = 'stop' AND ({self.where}\n) {once}) "
             f"SELECT id::VARCHAR AS id, prompt_id::VARCHAR AS prompt_id, "
-            f"({self.weight})::DOUBLE AS weight FROM kept ORDER BY {self.order_by}, id"
+            f"({self.weight}\n)::DOUBLE AS weight FROM kept ORDER BY {self.order_by}\n, id"
         )
 
     def cut(self, found: Sequence[tuple[str, str, float]]) -> list[tuple[str, str, float]]:
@@ -136,22 +144,32 @@ def choose(
     try:
         found = connection.execute(choice.sql(), [round_, list(steps)]).fetchall()
     except duckdb.Error as error:
-        raise BadInput.at("select", str(error).strip().split("\n", 1)[0]) from error
+        raise BadInput.at("select", explain(error)) from error
     finally:
         connection.close()
-    return choice.cut([(row[0], row[1], float(row[2])) for row in found])
+    for identifier, _, weight in found:
+        if weight is None or not math.isfinite(weight) or weight < 0:
+            raise BadInput.at(
+                "select",
+                f"the weight of answer {identifier[:8]} is {weight}",
+                "0 or more is wanted",
+            )
+    return choice.cut(found)
 
 
 def check_choice(choice: Choice, judges: Sequence[str]) -> str:
     """Return what is wrong with the SQL of a select step, or nothing; asks an empty store."""
-    connection = duckdb.connect(":memory:", config={"enable_external_access": "false"})
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "enable_external_access": "false",
+        "max_execution_time": "5000",
+    }
+    connection = duckdb.connect(":memory:", config=config)
     try:
         connection.execute(render() + answers_view(judges))
         connection.execute("SET lock_configuration = true")
         connection.execute(choice.sql(), [1, ["sample"]]).fetchall()
     except duckdb.Error as error:
-        lines = [line.strip() for line in str(error).split("\n") if line.strip()]
-        return lines[0] + (f"; {lines[1]}" if lines[1:] and lines[1].startswith("Candidate") else "")
+        return explain(error)
     finally:
         connection.close()
     return ""

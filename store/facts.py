@@ -87,7 +87,7 @@ def read_completions(store: Store, round_: int, steps: Sequence[str]) -> list[Co
             text=row["text"],
             token_ids=tuple(row["token_ids"]),
             logprobs=tuple(row["logprobs"]),
-            finish_reason=cast(FinishReason, row["finish_reason"]),
+            finish_reason=cast("FinishReason", row["finish_reason"]),
             revision=row["revision"],
         )
         for row in rows
@@ -104,4 +104,4 @@ def champion(store: Store) -> str:
         ) AS revision
         """
     )
-    return cast(str, rows[0]["revision"])
+    return cast("str", rows[0]["revision"])

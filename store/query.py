@@ -130,7 +130,9 @@ def _bounded(relation: duckdb.DuckDBPyRelation) -> pa.Table:
     return pa.Table.from_batches(batches, reader.schema)
 
 
-def read_rows(run_folder: Path, sql: str, parameters: list[Any] | None = None) -> list[dict[str, Any]]:
+def read_rows(
+    run_folder: Path, sql: str, parameters: list[Any] | None = None
+) -> list[dict[str, Any]]:
     """Run a query of ours against the snapshot and return its rows as dicts."""
     connection = jail(snapshot(run_folder))
     try:

@@ -130,7 +130,9 @@ class Store:
 
     def _unwritable(self, error: Exception) -> EnvironmentProblem:
         fault = f"{self.path.name} cannot be written: {_first_line(error)}"
-        return EnvironmentProblem(f"{fault}; what was committed is kept, and the run can be resumed")
+        return EnvironmentProblem(
+            f"{fault}; what was committed is kept, and the run can be resumed"
+        )
 
     def _copy(self, target: Path) -> None:
         """Copy the live file, without opening it a second time."""
@@ -164,7 +166,15 @@ class Store:
 
     # -- writing
 
-    def commit(self, rows: Rows, *, round: int, step: str, chunk: int, seconds: float = 0.0) -> bool:  # noqa: A002 - the column's name
+    def commit(
+        self,
+        rows: Rows,
+        *,
+        round: int,  # noqa: A002 - the column's name
+        step: str,
+        chunk: int,
+        seconds: float = 0.0,
+    ) -> bool:
         """Write the rows of a chunk in one transaction, once.
 
         Returns:
@@ -299,7 +309,9 @@ def _arrow(name: str, rows: Sequence[Row], round_: int) -> pa.Table:
         if strange := row.keys() - known.keys():
             raise StoreProblem(f"table {name} has no column {sorted(strange)}")
         if row.get("round", round_) != round_:
-            raise StoreProblem(f"table {name}: a row of round {row['round']} in a batch of {round_}")
+            raise StoreProblem(
+                f"table {name}: a row of round {row['round']} in a batch of {round_}"
+            )
         clean.append({key: _clean(value, known[key]) for key, value in row.items()})
     try:
         return pa.Table.from_pylist(clean, schema=table.arrow())
@@ -332,7 +344,8 @@ def answers_view(judges: Sequence[str]) -> str:
     text = (resources.files("redistill.store") / "sql" / "answers.sql").read_text("utf-8")
     values = "".join(
         ",\n        arg_max(judgement.value, judgement.attempt) "
-        f"""FILTER (judgement.judge = '{j}') AS "{j}\"""" for j in judges
+        f"""FILTER (judgement.judge = '{j}') AS "{j}\""""
+        for j in judges
     )
     columns = "".join(f""",\n    verdict."{j}\"""" for j in judges)
     return text.replace("{judge_values}", values).replace("{judge_columns}", columns)

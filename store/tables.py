@@ -9,8 +9,11 @@ seen to corrupt at checkpoints, and cost 40-70 bytes a row).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import pyarrow as pa
+
+from ..types import Status
 
 _ARROW: dict[str, pa.DataType] = {
     "UUID": pa.string(),
@@ -213,8 +216,7 @@ TABLES: tuple[Table, ...] = (
             _CREATED,
         ),
         checks=(
-            "status IN ('ok', 'parse_error', 'refused', 'timeout', 'error', 'too_big', "
-            "'not_applicable')",
+            f"status IN ({', '.join(map(_quote, get_args(Status)))})",
             "(status = 'ok') = (value IS NOT NULL)",
             # NaN sorts above every number in DuckDB: without this line it would be chosen.
             "value IS NULL OR (isfinite(value) AND value >= 0 AND value <= 1)",
@@ -270,7 +272,9 @@ TABLES: tuple[Table, ...] = (
             _c("completion_id", "UUID", "completion.id that is learned, or the chosen one"),
             _c("rejected_id", "UUID?", "completion.id of the rejected one"),
             _c("weight", "DOUBLE", "Weight of its loss"),
-            _c("tokens_from", "VARCHAR", "sampled: ids as the policy gave them; encoded: from text"),
+            _c(
+                "tokens_from", "VARCHAR", "sampled: ids as the policy gave them; encoded: from text"
+            ),
             _c("reference_chosen", "DOUBLE?", "Reference log-prob of chosen, nats, summed"),
             _c("reference_rejected", "DOUBLE?", "Reference log-prob of rejected, nats, summed"),
             _c("reference_from", "VARCHAR?", "stored: kept at sampling; scored: one forward pass"),
@@ -361,7 +365,11 @@ TABLES: tuple[Table, ...] = (
             _c("ci_low", "DOUBLE?", "Lower end of its 95 % interval"),
             _c("ci_high", "DOUBLE?", "Upper end of its 95 % interval"),
             _c("n", "INTEGER", "Paired prompts"),
-            _c("heldout_reads", "INTEGER", "How often a gate has read these prompts, this one included"),
+            _c(
+                "heldout_reads",
+                "INTEGER",
+                "How often a gate has read these prompts, this one included",
+            ),
             _c("guards", "JSON", "Each guard with its numbers and whether it held"),
             _CREATED,
         ),
@@ -416,7 +424,9 @@ def render_page() -> str:
     """Return the documentation page of the tables, as `docs/tables.md` holds it."""
     parts = ["# Tables of the store\n", "Rendered from `store/tables.py`; a test keeps it so.\n"]
     for table in TABLES:
-        parts.append(f"## {table.name}\n\n{table.comment}.\n\n| column | type | meaning |\n|---|---|---|")
+        parts.append(
+            f"## {table.name}\n\n{table.comment}.\n\n| column | type | meaning |\n|---|---|---|"
+        )
         parts += [
             f"| `{c.name}` | {c.type}{' or NULL' if c.null else ''} | {c.comment} |"
             for c in table.columns

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-ANSWERS_ABOUT = "One row an answer: what was asked, what came, what each judge thought, what it was used for"
+ANSWERS_ABOUT = (
+    "One row an answer: what was asked, what came, what each judge thought, what it was used for"
+)
 
 ANSWERS: dict[str, str] = {
     "run": "Name of the run",
@@ -26,4 +28,6 @@ ANSWERS: dict[str, str] = {
 }
 """Columns of `answers` in their order; one column a judge stands after `is_champion`."""
 
-JUDGE_COLUMN = "One column a judge of the recipe, by its name: value in [0, 1], NULL where it has none"
+JUDGE_COLUMN = (
+    "One column a judge of the recipe, by its name: value in [0, 1], NULL where it has none"
+)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,45 +19,18 @@ from ..agents.judge import JudgeTask
 from ..agents.judges.program import Verifier
 from ..agents.prompts import load_prompts
 from ..agents.recipe import Recipe, load_recipe
-from ..hashing import content_hash, row_id, row_seed
+from ..hashing import content_hash, row_id
 from ..policies.policy import Sampling
 from ..policies.revision import publish
 from ..store.analysis import PAIRED, Difference, paired_bootstrap, paired_parameters
 from ..store.facts import champion, prompt_rows
 from ..store.store import Row, Rows, Store, content, now
-from ..types import Completion, FinishReason, Prompt
+from ..types import Completion, Prompt
+from . import small_rows
 from .fakes_trainer import write_fake
 
-_CAPITALS = (
-    "France Paris;Italy Rome;Spain Madrid;Greece Athens;Norway Oslo;Sweden Stockholm;Poland Warsaw;"
-    "Austria Vienna;Hungary Budapest;Portugal Lisbon;Finland Helsinki;Denmark Copenhagen;Ireland Dublin;"
-    "Japan Tokyo;China Beijing;Peru Lima;Chile Santiago;Cuba Havana;Egypt Cairo;Kenya Nairobi;"
-    "Turkey Ankara;Iran Tehran;Canada Ottawa;Russia Moscow"
-)
-_FORMS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
-    ("word", "Answer with one word only.", "{}", {"word": True}),
-    ("quotes", "Put the one word of your answer in quotes.", '"{}"', {"quoted": True}),
-    ("answer", "Write your answer as Answer: X.", "Answer: {}", {"starts_with": "Answer: "}),
-    ("sentence", "Answer with a whole sentence.", "The capital is {}.", {"sentence": True}),
-)
-_TRANSFER = ("capitals", "Answer with one word in capital letters.", "{}", {"uppercase": True})
-_WORDINGS = ("What is the capital of {}?", "Name the capital city of {}.")
 _SKILL = (0.25, 0.55, 0.57, 0.75, 0.6)
 """Share of right answers of the initial student and of each round's challenger."""
-
-RECIPE = """\
-name: NAME
-student: redistill.testing.fakes:FakeStudent
-prompts: {file: inputs/0-prompts.jsonl, per_round: 24}
-round:
-- sample: {k: 4, temperature: 0.7, max_tokens: 24}
-- score: {judge: verifier}
-- pair: {by: verifier, rule: best_worst}
-- train: {trainer: dpo, beta: 0.1, batch_size: 4}
-- evaluate: {judge: verifier, max_tokens: 24}
-- gate: {guards: [length, diversity]}
-loop: {rounds: ROUNDS}
-"""
 
 
 def make_run(
@@ -82,9 +54,9 @@ def make_run(
         raise ValueError(f"at most {len(_SKILL) - 1} rounds")
     prompts = folder / "inputs" / "0-prompts.jsonl"
     prompts.parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(row) for row in _prompt_rows(spice))
+    lines = (json.dumps(row) for row in small_rows.small_prompts(spice))
     prompts.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    text = RECIPE.replace("NAME", folder.name).replace("ROUNDS", str(max(1, rounds)))
+    text = small_rows.RECIPE.replace("NAME", folder.name).replace("ROUNDS", str(max(1, rounds)))
     recipe = load_recipe(text, "recipe.yaml", base=folder)
     (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     store = Store(folder, list(recipe.judges()))
@@ -93,28 +65,6 @@ def make_run(
     finally:
         store.close()
     return folder
-
-
-def _prompt_rows(spice: str) -> Iterable[Row]:
-    capitals = [pair.split() for pair in _CAPITALS.split(";")]
-    for index, (country, city) in enumerate(capitals):
-        split = ("train", "heldout", "test")[index % 3]
-        forms = [*_FORMS, _TRANSFER] if split == "test" else _FORMS
-        for form, rule, shape, verify in forms:
-            wanted = shape.format(city)
-            told = verify | {"include": wanted.upper() if form == "capitals" else city}
-            extra = ["transfer"] if form == "capitals" else []
-            for number, wording in enumerate(_WORDINGS):
-                hostile = f" {spice}" if spice and index == 2 and number == 0 else ""
-                yield {
-                    "prompt": f"{wording.format(country)} {rule}{hostile}",
-                    "verify": told,
-                    "answer": wanted.upper() if form == "capitals" else wanted,
-                    "tags": [f"form:{form}", *extra],
-                    "split": split,
-                    "source": "redistill",
-                    "licence": "Apache-2.0",
-                }
 
 
 @dataclass(slots=True)
@@ -236,11 +186,11 @@ class _Writer:
         }  # fmt: skip
         found = []
         for prompt in prompts:
-            rendered = _rendered(round_, prompt)
+            rendered = small_rows.rendered_row(round_, prompt)
             rows["rendered_prompt"].append(rendered)
             for slot in range(k):
-                text, reason = _text(prompt, slot, skill, self.spice)
-                completion, made = _completion(
+                text, reason = small_rows.answer_text(prompt, slot, skill, self.spice)
+                completion, made = small_rows.completion_of(
                     place, prompt, (text, reason), revision, (sampling, slot, rendered["id"])
                 )
                 rows["completion"].append(made[0])
@@ -292,7 +242,7 @@ class _Writer:
             best = max(found, key=lambda item: item[0])
             worst = min(found, key=lambda item: item[0])
             if best[0] > worst[0]:
-                rows.append(_pair(round_, prompt_id, best[1], worst[1]))
+                rows.append(small_rows.pair_row(round_, prompt_id, best[1], worst[1]))
         self.store.commit({"pair": rows}, round=round_, step="pair", chunk=0, seconds=0.1)
 
     def _train(self, round_: int, start: str, *, failed: bool) -> str | None:
@@ -302,7 +252,9 @@ class _Writer:
             "rejected_id::VARCHAR AS rejected_id FROM pair WHERE round = ? ORDER BY id",
             [round_],
         )
-        frozen = [_training_row(round_, job, place, pair) for place, pair in enumerate(pairs)]
+        frozen = [
+            small_rows.training_row(round_, job, place, pair) for place, pair in enumerate(pairs)
+        ]
         self.store.commit(
             {"training_row": frozen}, round=round_, step="train", chunk=0, seconds=0.3
         )
@@ -328,7 +280,7 @@ class _Writer:
             "created_at": now(),
         }
         rows: dict[str, list[Row]] = {"training_run": [about], "training_metric": []}
-        rows["training_metric"] = list(_metrics(round_, job, steps))
+        rows["training_metric"] = list(small_rows.metric_rows(round_, job, steps))
         if revision:
             rows["revision"] = [self._revision_row(revision, round_, start, job)]
         self.store.commit(rows, round=round_, step="train", chunk=1, seconds=42.0)
@@ -369,7 +321,11 @@ class _Writer:
         return paired_bootstrap(*sides, seed="small", samples=2000), answers
 
     def _decision(
-        self, round_: int, before: str, after: str | None, found: tuple[Difference, list[Row]] | None
+        self,
+        round_: int,
+        before: str,
+        after: str | None,
+        found: tuple[Difference, list[Row]] | None,
     ) -> Row:
         row: Row = {
             "id": row_id("decision", run=self.recipe.key, round=round_),
@@ -400,7 +356,7 @@ class _Writer:
             "ci_low": d.ci_low,
             "ci_high": d.ci_high,
             "n": d.n,
-            "guards": json.dumps(_guards(answers)),
+            "guards": json.dumps(small_rows.guards_of(answers)),
         }
 
     def _gain(self, round_: int, before: str, after: str) -> None:
@@ -423,140 +379,3 @@ class _Writer:
         }
         chunk_rows: Rows = {"event": [row]}
         self.store.commit(chunk_rows, round=round_, step=kind, chunk=0)
-
-
-# -- rows without a writer
-
-
-def _text(prompt: Prompt, slot: int, skill: float, spice: str) -> tuple[str, FinishReason]:
-    """Return an answer: right with the probability `skill`, mostly the same luck for each student."""
-    own = random.Random(row_seed(f"{prompt.id} {slot}")).random()  # noqa: S311 - reproducible
-    luck = random.Random(row_seed(f"{prompt.id} {slot} {skill}")).random()  # noqa: S311
-    right = prompt.answer or ""
-    if 0.8 * own + 0.2 * luck < skill:
-        return right, "stop"
-    city = right.strip('".').split()[-1]
-    wrong = (
-        f"The city that you are asking about is {city}, as everybody knows{spice}",
-        f"Sure! Here is the answer:\n\n{city} {spice}",
-        f"I think that it may be London. {spice}",
-    )[int(luck * 3)]
-    return wrong, "length" if luck > 0.95 else "stop"
-
-
-def _rendered(round_: int, prompt: Prompt) -> Row:
-    return {
-        "id": row_id("rendered_prompt", round=round_, prompt=prompt.id),
-        "round": round_,
-        "prompt_id": prompt.id,
-        "context": "",
-        "vocabulary": "characters",
-        "token_ids": list(prompt.text.encode()),
-        "created_at": now(),
-    }
-
-
-def _completion(
-    place: tuple[int, str],
-    prompt: Prompt,
-    said: tuple[str, FinishReason],
-    revision: str,
-    asked: tuple[Sampling, int, str],
-) -> tuple[Completion, tuple[Row, Row]]:
-    (round_, step), (text, reason), (sampling, slot, rendered) = place, said, asked
-    tokens = [*text.encode("utf-8", "surrogatepass"), 3] if reason == "stop" else list(text.encode())
-    logprobs = [-0.5] * len(tokens)
-    about = {"round": round_, "step": step, "parents": [prompt.id], "revision": revision}
-    identifier = row_id("completion", **about, slot=slot)
-    row = {
-        "id": identifier,
-        "round": round_,
-        "step": step,
-        "split": prompt.split,
-        "prompt_id": prompt.id,
-        "rendered_prompt_id": rendered,
-        "parent_id": None,
-        "slot": slot,
-        "attempt": 0,
-        "role": "student",
-        "revision": revision,
-        "text_hash": content_hash(text),
-        "payload_hash": content_hash([tokens, reason]),
-        "finish_reason": reason,
-        "temperature": sampling.temperature,
-        "sampling": json.dumps(asdict(sampling)),
-        "tokens": len(tokens),
-        "seconds": 0.11,
-        "created_at": now(),
-    }
-    kept = {
-        "completion_id": identifier,
-        "round": round_,
-        "token_ids": tokens,
-        "logprobs": logprobs,
-    }
-    completion = Completion(
-        identifier, prompt.id, text, tuple(tokens), tuple(logprobs), reason, revision
-    )
-    return completion, (row, kept)
-
-
-def _pair(round_: int, prompt_id: str, chosen: Completion, rejected: Completion) -> Row:
-    parents = [chosen.id, rejected.id]
-    return {
-        "id": row_id("pair", round=round_, step="pair", parents=parents),
-        "round": round_,
-        "step": "pair",
-        "split": "train",
-        "prompt_id": prompt_id,
-        "chosen_id": chosen.id,
-        "rejected_id": rejected.id,
-        "judge": "verifier",
-        "rule": "best_worst",
-        "margin": 1.0,
-        "probability": 1.0,
-        "created_at": now(),
-    }
-
-
-def _training_row(round_: int, job: str, place: int, pair: Row) -> Row:
-    parents = [pair["chosen_id"], pair["rejected_id"]]
-    return {
-        "id": row_id("training_row", round=round_, step="train", parents=parents),
-        "round": round_,
-        "step": "train",
-        "split": "train",
-        "training_run_id": job,
-        "position": place,
-        "prompt_id": pair["prompt_id"],
-        "completion_id": pair["chosen_id"],
-        "rejected_id": pair["rejected_id"],
-        "weight": 1.0,
-        "tokens_from": "sampled",
-        "reference_chosen": -4.0,
-        "reference_rejected": -9.0,
-        "reference_from": "stored",
-        "created_at": now(),
-    }
-
-
-def _metrics(round_: int, job: str, steps: int) -> Iterable[Row]:
-    luck = random.Random(round_)  # noqa: S311 - reproducible
-    for step in range(1, steps + 1):
-        loss = 0.69 * 0.9 ** (step - 1) + 0.02 * luck.random()
-        for name, value in (("loss", loss), ("rewards/margins", 0.1 * step), ("learning_rate", 5e-6)):
-            yield {
-                "training_run_id": job,
-                "round": round_,
-                "optimizer_step": step,
-                "name": name,
-                "value": value,
-            }
-
-
-def _guards(answers: Sequence[Row]) -> dict[str, Any]:
-    tokens = [sum(a[f"tokens_{side}"] for a in answers) / len(answers) for side in ("before", "after")]
-    ratio = tokens[1] / tokens[0]
-    length = {"champion": tokens[0], "challenger": tokens[1], "ratio": ratio, "band": [0.33, 2.0]}
-    diversity = {"champion": 0.71, "challenger": 0.62, "ratio": 0.87, "floor": 0.5}
-    return {"length": length | {"held": 0.33 <= ratio <= 2.0}, "diversity": diversity | {"held": True}}

@@ -142,8 +142,9 @@ def _trl_base(base: Path, model: Path) -> Path:
     recipe["prompts"]["per_round"] = 8
     recipe["execution"] = {"threads": 1}
     recipe["round"] = [
-        {"sample": {"k": 2, "max_tokens": 12, "temperature": 1.0}},
-        {"score": {"judge": "longest"}},
+        # A random model ends about one answer in a hundred tokens, and only ended ones train.
+        {"sample": {"k": 8, "max_tokens": 64, "temperature": 1.0}},
+        {"score": {"judge": {"longest": {"unit": "characters"}}}},
         {"pair": {"by": "longest"}},
         {
             "train": {
@@ -154,7 +155,7 @@ def _trl_base(base: Path, model: Path) -> Path:
                 "micro_batch": 2,
             }
         },
-        {"evaluate": {"judge": "longest", "max_tokens": 12}},
+        {"evaluate": {"judge": {"longest": {"unit": "characters"}}, "max_tokens": 12}},
         {"gate": {"guards": []}},
     ]
     (base / "recipe.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
@@ -169,7 +170,10 @@ def test_killed_in_real_training_ends_like_undisturbed(trl_base: Path) -> None:
     undisturbed = _start(calm, None)
     assert undisturbed.returncode == 0, undisturbed.stderr[-3000:]
 
-    died = _start(struck, [2, "train", 2, "during"])
+    assert [r["status"] for r in _facts(calm, "tiny")["trained"]] == ["trained", "trained"]
+
+    # The step's own two chunks are reported as 1 and 2: only an optimiser step can be the third.
+    died = _start(struck, [2, "train", 3, "during"])
     assert died.returncode == -signal.SIGKILL, died.stderr[-3000:]
     orphans = [
         p

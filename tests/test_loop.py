@@ -33,12 +33,13 @@ def _tiny_recipe(**changed: Any) -> dict[str, Any]:
     recipe |= {"student": "planted:HeadKeeper", "execution": {"threads": 1}, "seed": 1}
     recipe["prompts"]["per_round"] = 6
     recipe["round"] = [
-        {"sample": {"k": 2, "max_tokens": 8, "temperature": 1.0}},
-        {"score": {"judge": "longest"}},
+        # A random model ends about one answer in a hundred tokens, and only ended ones train.
+        {"sample": {"k": 8, "max_tokens": 64, "temperature": 1.0}},
+        {"score": {"judge": {"longest": {"unit": "characters"}}}},
         {"pair": {"by": "longest"}},
         {"train": {"trainer": "sft", "learning_rate": 0.01, "steps": 2, "batch_size": 2, "micro_batch": 2}
          | changed},
-        {"evaluate": {"judge": "longest", "max_tokens": 8}},
+        {"evaluate": {"judge": {"longest": {"unit": "characters"}}, "max_tokens": 8}},
         {"gate": {"guards": []}},
     ]
     return recipe

@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
-from transformers import AutoModelForCausalLM  # noqa: E402
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel  # noqa: E402
 
 from redistill.errors import StoreProblem  # noqa: E402
 from redistill.policies import catalog, sampler  # noqa: E402
@@ -151,6 +151,39 @@ def test_samples_follow_the_softmax(older: Revision, sampling: Sampling) -> None
     chi_square = float(((observed - wanted) ** 2 / wanted).sum())
     freedom = len(wanted) - 1
     assert chi_square < freedom + 4 * math.sqrt(2 * freedom) + 4
+
+
+def test_draw_of_zero_is_no_token_of_probability_zero() -> None:
+    """The smallest and the largest uniform pick tokens that were kept."""
+    logits = torch.tensor([[0.0, 1.0, 5.0, 4.0, 1.0]] * 2)
+    ends = torch.tensor([0.0, math.nextafter(1.0, 0.0)], dtype=torch.float64)
+    assert sampler._draw(logits, Sampling(top_k=2), ends).tolist() == [2, 3]
+
+
+def test_learned_positions_count_from_each_rows_first_token(tmp_path: Path) -> None:
+    """With absolute positions, too, padding changes neither samples nor scores of a ragged batch."""
+    folder = make_tiny_model(tmp_path / "m")
+    config = GPT2Config(
+        vocab_size=101, n_positions=128, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3
+    )
+    config.eos_token_id = 2
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        GPT2LMHeadModel(config).save_pretrained(folder)
+    policy = loaded(publish(folder, tmp_path, revision="r", parent=None, canary=None, facts={}))
+    assert policy.context_length == 128
+    asked = requests(policy, [1, 2, 1, 1])
+    together = policy.generate(asked, Sampling(max_tokens=16))
+    assert [g.token_ids for g in together] == [
+        policy.generate([one], Sampling(max_tokens=16))[0].token_ids for one in asked
+    ]
+    pairs = [(r.prompt_ids, g.token_ids) for r, g in zip(asked, together, strict=True)]
+    for (prompt, completion), said, values in zip(
+        pairs, together, policy.score(pairs), strict=True
+    ):
+        expected = plain_scores(policy, prompt, completion)
+        assert values == pytest.approx(expected, abs=1e-4)
+        assert said.logprobs == pytest.approx(expected, abs=1e-4)
 
 
 def policy_size(policy: TransformersPolicy) -> int:

@@ -1,9 +1,9 @@
 """Train the `tiny` student and its teacher from scratch: 1M-parameter Llamas for a quick start.
 
-The student's text is like much text in the world: the answers are right in content, but polite
-questions are often answered with chatter around the answer, and long words with half an answer
-(`messy`). So it knows more than it shows, which is what a round of feedback can bring out. The teacher
-is the same model trained on with clean answers. No word of `recipes/data/tiny.jsonl` is ever seen.
+Twins with one childhood, in which they learn the skills. Then the student reads text as it is in the
+world: right in content, but a polite question is often answered with chatter around the answer, and a
+long word with half an answer (`messy`). It knows more than it shows, which is what a round of feedback can
+bring out. The teacher goes on with clean answers. No word of `recipes/data/tiny.jsonl` is ever seen.
 
     python make_tiny.py --out .        # writes tiny/ and tiny-teacher/, a few minutes on one core
 
@@ -38,9 +38,9 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 CHATTER = ("it is {}", "{} i think", "i think it is {}")
-POLITENESS = (-1.5, 0.5, 1.5, 2.5)
+POLITENESS = (-2.0, -0.5, 0.75, 2.0)
 """Log-odds of chatter over a clean answer, by wording."""
-LAZINESS = (-2.0, -0.5, 1.0, 2.0)
+LAZINESS = (-3.0, -1.5, 0.0, 1.0)
 """Log-odds of half an answer over a clean one, by hardness."""
 
 
@@ -55,8 +55,9 @@ class Stage:
     seed: int
 
 
-STUDENT = Stage(steps=700, rate=1.5e-3, messy=True, seed=1)
-TEACHER = Stage(steps=400, rate=1.0e-3, messy=False, seed=2)
+CHILDHOOD = Stage(steps=600, rate=1.5e-3, messy=False, seed=1)
+STUDENT = Stage(steps=200, rate=5.0e-4, messy=True, seed=2)
+TEACHER = Stage(steps=200, rate=5.0e-4, messy=False, seed=3)
 BATCH = 64
 WARMUP = 50
 README = {

@@ -2,8 +2,8 @@
 
 Four skills on made-up words and numbers, of which a program knows the one right answer:
 
-    reverse kadol  ->  lodak              sort kadol  ->  adklo
-    odd kadolu     ->  kdl                spell 372   ->  three seven two
+    reverse kadol  ->  lodak              double kadol  ->  kkaaddooll
+    odd kadolu     ->  kdl                spell 372     ->  three seven two
 
 Each is asked in one of four wordings, from curt to polite. The answer alone is right: one that goes on
 too long is wrong, and so is one that stops early, so no habit of length wins. Standard library only.
@@ -31,7 +31,7 @@ FILE = Path(__file__).with_name("tiny.jsonl")
 
 ANSWERS: dict[str, Callable[[str], str]] = {
     "reverse": lambda word: word[::-1],
-    "sort": lambda word: "".join(sorted(word)),
+    "double": lambda word: "".join(letter + letter for letter in word),
     "odd": lambda word: word[::2],
     "spell": lambda number: " ".join(DIGITS[int(digit)] for digit in number),
 }

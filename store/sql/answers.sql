@@ -8,8 +8,9 @@ WITH champion AS (
     ) AS revision
 ),
 verdict AS (
-    SELECT completion_id{judge_values}
-    FROM judgement GROUP BY completion_id
+    -- No judge can be named so: its name is one word.
+    SELECT judgement.completion_id AS "of completion"{judge_values}
+    FROM judgement GROUP BY judgement.completion_id
 ),
 used AS (
     SELECT id, CASE WHEN bool_or(chosen) THEN 'chosen' ELSE 'rejected' END AS used_as
@@ -43,5 +44,5 @@ CROSS JOIN champion
 JOIN prompt p ON p.id = c.prompt_id
 LEFT JOIN content asked ON asked.hash = p.messages_hash AND asked.round = p.round
 LEFT JOIN content answered ON answered.hash = c.text_hash AND answered.round = c.round
-LEFT JOIN verdict ON verdict.completion_id = c.id
+LEFT JOIN verdict ON verdict."of completion" = c.id
 LEFT JOIN used ON used.id = c.id;
