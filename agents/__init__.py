@@ -1,0 +1,1 @@
+"""Floor 3: the loop. Recipe, round graph, operators, judges, roles."""

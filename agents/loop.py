@@ -107,6 +107,7 @@ def prepare(recipe: Recipe, place: Place) -> Path:
 
 def _prepared(recipe: Recipe, place: Place) -> _Plan:
     folder = _run_folder(place.runs, recipe.name)
+    recipe = _anchored(recipe)
     prompts = load_prompts(recipe.prompts, recipe.base, recipe.seed)
     stagings = {name: Staging(name, role, recipe.base) for name, role in recipe.roles.items()}
     _check_models(recipe, place.cache)
@@ -335,17 +336,24 @@ def _with_inputs(recipe: Recipe, folder: Path) -> Recipe:
             shot = shot.model_copy(update={"file": moved.get(shot.file, shot.file)})
         context = role.context.model_copy(update={"few_shot": shot})
         roles[name] = role.model_copy(update={"context": context})
-    student = recipe.student
-    if not catalog.is_plugin(student) and (recipe.base / student).is_dir():
-        student = str((recipe.base / student).resolve())
     return recipe.model_copy(
-        update={
-            "prompts": type(recipe.prompts)(**prompts),
-            "roles": roles,
-            "student": student,
-            "base": folder,
-        }
+        update={"prompts": type(recipe.prompts)(**prompts), "roles": roles, "base": folder}
     )
+
+
+def _anchored(recipe: Recipe) -> Recipe:
+    """Resolve models that are folders from the recipe's own folder, as its files are."""
+
+    def anchor(spec: str) -> str:
+        folder = recipe.base / spec
+        is_folder = not catalog.is_plugin(spec) and spec != STUDENT and folder.is_dir()
+        return str(folder.resolve()) if is_folder else spec
+
+    roles = {
+        name: role.model_copy(update={"policy": anchor(role.policy)})
+        for name, role in recipe.roles.items()
+    }
+    return recipe.model_copy(update={"student": anchor(recipe.student), "roles": roles})
 
 
 def _differences(before: Any, after: Any, path: str = "") -> str:

@@ -221,10 +221,7 @@ def _prompt(
     tags = row.get("tags", [])
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         return Problem(where, f"tags must be a list of texts, not {tags!r}")
-    verify = row.get("verify", {})
-    if not isinstance(verify, dict):
-        return Problem(where, "verify must be an object {checker: settings}")
-    if faults := check_spec(verify, f"{where} verify"):
+    if "verify" in row and (faults := check_spec(row["verify"], f"{where} verify")):
         return faults[0]
     identifier = row_id(
         "prompt",

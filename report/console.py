@@ -107,35 +107,29 @@ class Progressing:
             )
 
 
-def interval(metric: Row | None, low: str = "ci_low", high: str = "ci_high") -> str:
-    """Return `+0.25 [+0.17, +0.33]`."""
+def interval(metric: Row | None) -> str:
+    """Return `+0.250 [+0.170, +0.330]`."""
     if not metric or metric.get("delta") is None:
         return "-"
-    return f"{metric['delta']:+.3f} [{metric[low]:+.3f}, {metric[high]:+.3f}]"
+    return f"{metric['delta']:+.3f} [{metric['ci_low']:+.3f}, {metric['ci_high']:+.3f}]"
 
 
 def rounds_table(run: Row) -> Table:
-    """Return the table of rounds."""
+    """Return the table of rounds; it fits 80 columns."""
     table = Table(title=f"{run['run']}: held-out value by round", title_justify="left")
-    for name in (
-        "round",
-        "trainer",
-        "rows",
-        "champion",
-        "challenger",
-        "difference (95 %)",
-        "decision",
-    ):
-        table.add_column(name, justify="left" if name in ("trainer", "decision") else "right")
+    for name in ("round", "trainer", "rows", "held-out", "difference (95 %)", "decision"):
+        justify: Any = "left" if name in ("trainer", "decision") else "right"
+        # A trainer of one's own may have a long name; a number must never be cut.
+        table.add_column(name, justify=justify, no_wrap=name != "trainer")
     for row in run["rounds"]:
         metric, training = row["metric"], row["training"] or {}
         decision = row["decision"] or "running"
+        values = f"{metric['champion']:.3f} -> {metric['challenger']:.3f}" if metric else "-"
         table.add_row(
             str(row["round"]),
             training.get("trainer", "-"),
             str(training.get("rows", "-")),
-            _number(metric and metric["champion"]),
-            _number(metric and metric["challenger"]),
+            values,
             interval(metric),
             Text(decision, style={"promoted": "green", "rejected": "red"}.get(decision, "")),
         )
@@ -172,10 +166,6 @@ def _change(row: Row, part: str, digits: int) -> str:
     if before is None or after is None:
         return "-"
     return f"{before:.{digits}f} -> {after:.{digits}f}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def next_commands(name: str, runs: Path) -> list[str]:

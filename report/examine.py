@@ -187,14 +187,12 @@ def _models(cache: Path) -> Iterator[Check]:
         yield _check("model cache", "bad", f"{home} cannot be written", fix)
     yield _check("model cache", "ok", told)
     offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-    if offline:
-        yield _check(
-            "Hugging Face hub", "note", "HF_HUB_OFFLINE is set: only cached models are used"
-        )
-    else:
-        yield _check(
-            "Hugging Face hub", "ok", "may be asked (not tried; HF_HUB_OFFLINE is not set)"
-        )
+    told = (
+        "HF_HUB_OFFLINE is set: only cached models are used"
+        if offline
+        else "may be asked; not tried"
+    )
+    yield _check("Hugging Face hub", "note" if offline else "ok", told)
 
 
 # -- a run

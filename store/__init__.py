@@ -1,0 +1,1 @@
+"""Floor 1: facts. Schema, views, curation, analysis."""

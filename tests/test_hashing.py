@@ -16,7 +16,11 @@ from redistill.hashing import canonical, content_hash, file_sha256, fingerprint,
 
 WORDS = st.text(st.characters(codec="utf-8"), max_size=8)
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | WORDS,
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | WORDS,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(WORDS, inner, max_size=4),
     max_leaves=12,
 )
@@ -114,7 +118,11 @@ def test_fingerprint_sees_every_byte_and_name(tensors: dict[str, bytes]) -> None
     """Another byte, name or fact is another fingerprint."""
     named = [(name, {"dtype": "F32"}, raw) for name, raw in tensors.items()]
     name, facts, raw = named[0]
-    for other in ((name, facts, raw + b"\0"), (name + "x", facts, raw), (name, {"dtype": "I32"}, raw)):
+    for other in (
+        (name, facts, raw + b"\0"),
+        (name + "x", facts, raw),
+        (name, {"dtype": "I32"}, raw),
+    ):
         assert fingerprint(named) != fingerprint([other, *named[1:]])
 
 

@@ -22,18 +22,31 @@ from redistill.store.store import SNAPSHOT, Store
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     """Return an open store with one judged answer, published."""
-    opened = Store(tmp_path, ["verifier"])
-    opened.commit(opening({"p": "train"}), round=0, step="begin", chunk=0)
-    rows = {"completion": [completion("a", "yes")], "content": texts("yes")}
-    opened.commit({**rows, "judgement": [judgement("a", 1.0)]}, round=1, step="sample", chunk=0)
-    opened.publish(force=True)
+    opened = _judged(tmp_path)
     yield opened
     opened.close()
 
 
-def test_a_question_is_answered_with_the_age_of_the_snapshot(store: Store) -> None:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run's folder that nobody writes to, with one judged answer."""
+    folder = tmp_path_factory.mktemp("run")
+    _judged(folder).close()
+    return folder
+
+
+def _judged(folder: Path) -> Store:
+    opened = Store(folder, ["verifier"])
+    opened.commit(opening({"p": "train"}), round=0, step="begin", chunk=0)
+    rows = {"completion": [completion("a", "yes")], "content": texts("yes")}
+    opened.commit({**rows, "judgement": [judgement("a", 1.0)]}, round=1, step="sample", chunk=0)
+    opened.publish(force=True)
+    return opened
+
+
+def test_a_question_is_answered_with_the_age_of_the_snapshot(folder: Path) -> None:
     """The view has the answer, its prompt and the judge's column."""
-    found = query(store.folder, "SELECT prompt, answer, verifier FROM answers")
+    found = query(folder, "SELECT prompt, answer, verifier FROM answers")
     assert found.table.to_pylist() == [{"prompt": "p", "answer": "yes", "verifier": 1.0}]
     assert 0 <= found.age_seconds < 60
 
@@ -80,14 +93,14 @@ REACHES_OUT = [
 
 
 @pytest.mark.parametrize("sql", REACHES_OUT)
-def test_the_jail_refuses_what_reaches_out(store: Store, tmp_path: Path, sql: str) -> None:
+def test_the_jail_refuses_what_reaches_out(folder: Path, tmp_path: Path, sql: str) -> None:
     """No file is read or written, nothing is loaded, no setting is changed, no row is touched."""
     out = tmp_path / "out"
-    before = (store.folder / SNAPSHOT).read_bytes()
-    with pytest.raises(BadInput, match="^SQL: "):
-        query(store.folder, sql.format(out=out))
+    before = (folder / SNAPSHOT).read_bytes()
+    with pytest.raises(BadInput, match=r"^SQL: "):
+        query(folder, sql.format(out=out))
     assert not out.exists()
-    assert (store.folder / SNAPSHOT).read_bytes() == before
+    assert (folder / SNAPSHOT).read_bytes() == before
 
 
 @pytest.mark.parametrize("sql", ["SELECT * FROM evil", "FROM evil_macro()", "SELECT evil_scalar()"])
@@ -114,17 +127,18 @@ def test_the_jail_sees_no_variable_of_python(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sql", "count"), [("", 0), ("  -- nothing", 0), ("SELECT 1; SELECT 2", 2), ("COMMIT; SELECT 1", 2)]
+    ("sql", "count"),
+    [("", 0), ("  -- nothing", 0), ("SELECT 1; SELECT 2", 2), ("COMMIT; SELECT 1", 2)],
 )
-def test_exactly_one_statement(store: Store, sql: str, count: int) -> None:
+def test_exactly_one_statement(folder: Path, sql: str, count: int) -> None:
     """More than one statement, or none, is refused before anything runs."""
     with pytest.raises(BadInput, match=f"^SQL: {count} statements; give exactly one$"):
-        query(store.folder, sql)
+        query(folder, sql)
 
 
-def test_a_comment_or_a_semicolon_at_the_end_is_no_second_statement(store: Store) -> None:
+def test_a_comment_or_a_semicolon_at_the_end_is_no_second_statement(folder: Path) -> None:
     """What people paste works."""
-    assert query(store.folder, "SELECT 1 AS n; -- one\n").table.to_pylist() == [{"n": 1}]
+    assert query(folder, "SELECT 1 AS n; -- one\n").table.to_pylist() == [{"n": 1}]
 
 
 @pytest.mark.parametrize(
@@ -135,19 +149,23 @@ def test_a_comment_or_a_semicolon_at_the_end_is_no_second_statement(store: Store
         ("SELECT lenth(answer) FROM answers", "length"),
     ],
 )
-def test_a_wrong_name_is_told_with_the_ones_that_are_near(store: Store, sql: str, near: str) -> None:
+def test_a_wrong_name_is_told_with_the_ones_that_are_near(
+    folder: Path, sql: str, near: str
+) -> None:
     """The message is one line, and has the name that was meant."""
     with pytest.raises(BadInput) as error:
-        query(store.folder, sql)
+        query(folder, sql)
     assert near in str(error.value)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("sql", ["SELECT", "SELEC 1", "SELECT '\ud83d'", "SELECT ?", "SELECT 'a'::INT"])
-def test_wrong_sql_is_bad_input(store: Store, sql: str) -> None:
+@pytest.mark.parametrize(
+    "sql", ["SELECT", "SELEC 1", "SELECT '\ud83d'", "SELECT ?", "SELECT 'a'::INT"]
+)
+def test_wrong_sql_is_bad_input(folder: Path, sql: str) -> None:
     """No SQL of a user ends in a traceback."""
-    with pytest.raises(BadInput, match="^SQL: "):
-        query(store.folder, sql)
+    with pytest.raises(BadInput, match=r"^SQL: "):
+        query(folder, sql)
 
 
 ENDLESS = {
@@ -158,22 +176,22 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("name", ENDLESS)
-def test_an_endless_query_ends(store: Store, name: str) -> None:
+def test_an_endless_query_ends(folder: Path, name: str) -> None:
     """The time of one statement is bounded, also while its rows stream out."""
     with pytest.raises(BadInput, match="exceeded maximum execution time"):
-        query(store.folder, ENDLESS[name], seconds=0.3)
+        query(folder, ENDLESS[name], seconds=0.3)
 
 
-def test_too_large_an_answer_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_an_answer_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows leave the engine's memory limit; their size is bounded too, with what to do."""
     monkeypatch.setattr(reading, "_MOST_BYTES", 1 << 20)
     with pytest.raises(BadInput, match="more than 1 MiB; add a LIMIT"):
-        query(store.folder, "SELECT * FROM range(10000000)")
-    assert query(store.folder, "SELECT * FROM range(1000)").table.num_rows == 1000
+        query(folder, "SELECT * FROM range(10000000)")
+    assert query(folder, "SELECT * FROM range(1000)").table.num_rows == 1000
 
 
 def test_a_query_leaves_no_file(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing stays behind, neither beside the snapshot nor in the current folder."""
     elsewhere = tmp_path / "elsewhere"
@@ -182,7 +200,7 @@ def test_a_query_leaves_no_file(
     before = {f.name for f in tmp_path.iterdir()}
     monkeypatch.setitem(reading._JAIL, "memory_limit", "40MB")
     sql = "SELECT max(b) FROM (SELECT row_number() OVER (ORDER BY hash(a)) b FROM range(2000000) t(a))"
-    assert query(store.folder, sql).table.num_rows == 1
+    assert query(folder, sql).table.num_rows == 1
     assert list(elsewhere.iterdir()) == []
     assert {f.name for f in tmp_path.iterdir()} == before
 
@@ -200,9 +218,9 @@ def test_an_open_reader_keeps_its_snapshot(store: Store) -> None:
     reader.close()
 
 
-def test_readers_of_one_process_do_not_meet(store: Store) -> None:
+def test_readers_of_one_process_do_not_meet(folder: Path) -> None:
     """Two jails at once are two instances: neither locks the other's settings or sees its tables."""
-    one, other = jail(snapshot(store.folder)), jail(snapshot(store.folder))
+    one, other = jail(snapshot(folder)), jail(snapshot(folder))
     one.execute("CREATE TEMP TABLE mine AS SELECT 1")
     with pytest.raises(duckdb.CatalogException):
         other.execute("FROM mine")
@@ -261,14 +279,14 @@ def test_a_hundred_queries_beside_a_writer(store: Store) -> None:
     assert held == [True, True]
 
 
-def test_a_run_that_is_not_there_is_told_with_those_that_are(store: Store, tmp_path: Path) -> None:
+def test_a_run_that_is_not_there_is_told_with_those_that_are(folder: Path, tmp_path: Path) -> None:
     """A wrong run's name is bad input, and the runs that have a snapshot are named."""
     runs = tmp_path / "runs"
     (runs / "first").mkdir(parents=True)
     with pytest.raises(BadInput, match="has published nothing yet"):
         query(runs / "first", "SELECT 1")
-    (runs / "first" / SNAPSHOT).write_bytes((store.folder / SNAPSHOT).read_bytes())
-    with pytest.raises(BadInput, match="no run 'frist' in .*; runs here: first"):
+    (runs / "first" / SNAPSHOT).write_bytes((folder / SNAPSHOT).read_bytes())
+    with pytest.raises(BadInput, match=r"no run 'frist' in .*; runs here: first"):
         query(runs / "frist", "SELECT 1")
     with pytest.raises(BadInput, match="no run has been made here yet"):
         query(tmp_path / "nowhere" / "x", "SELECT 1")

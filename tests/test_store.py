@@ -18,7 +18,6 @@ from typing import Any
 import duckdb
 import pytest
 from store_rows import (
-    WHEN,
     completion,
     event,
     identifier,
@@ -29,7 +28,7 @@ from store_rows import (
     texts,
 )
 
-from redistill.errors import Busy, EnvironmentProblem, StoreProblem
+from redistill.errors import EnvironmentProblem, StoreProblem
 from redistill.store import migrate as migrations
 from redistill.store.store import FILE, SNAPSHOT, Rows, Store, content
 from redistill.store.tables import BY_NAME, TABLES, render
@@ -548,5 +547,3 @@ def test_no_half_snapshot_is_ever_seen(store: Store, tmp_path: Path) -> None:
     names = {f.name for f in tmp_path.iterdir()}
     assert SNAPSHOT in names
     assert f"{SNAPSHOT}.tmp" not in names
-
-

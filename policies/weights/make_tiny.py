@@ -38,9 +38,9 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 CHATTER = ("it is {}", "{} i think", "i think it is {}")
-POLITENESS = (-2.0, -0.5, 0.75, 2.0)
+POLITENESS = (-1.5, 0.3, 1.5, 3.0)
 """Log-odds of chatter over a clean answer, by wording."""
-LAZINESS = (-3.0, -1.5, 0.0, 1.0)
+LAZINESS = (-2.5, -1.0, 0.3, 1.5)
 """Log-odds of half an answer over a clean one, by hardness."""
 
 
@@ -56,13 +56,13 @@ class Stage:
 
 
 CHILDHOOD = Stage(steps=600, rate=1.5e-3, messy=False, seed=1)
-STUDENT = Stage(steps=200, rate=5.0e-4, messy=True, seed=2)
+STUDENT = Stage(steps=300, rate=5.0e-4, messy=True, seed=2)
 TEACHER = Stage(steps=200, rate=5.0e-4, messy=False, seed=3)
 BATCH = 64
 WARMUP = 50
 README = {
     "tiny": "# tiny\nThe student of the quick start: 1M parameters, made by `../make_tiny.py`, Apache-2.0.\n",
-    "tiny-teacher": "# tiny-teacher\n`tiny` trained on with clean answers by `../make_tiny.py`, Apache-2.0.\n",
+    "tiny-teacher": "# tiny-teacher\nThe twin of `tiny` that read clean answers, by `../make_tiny.py`, Apache-2.0.\n",
 }
 
 
@@ -193,17 +193,24 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 
 
 def main() -> None:
-    """Train the student, save it, train on, save the teacher."""
+    """Train the childhood once, then each twin from it, and save both."""
     parser = argparse.ArgumentParser(description="Train the tiny student and its teacher.")
     parser.add_argument("--out", type=Path, required=True, help="folder for tiny/, tiny-teacher/")
     parser.add_argument("--steps", type=int, help="steps of each stage, for a trial")
     options = parser.parse_args()
+
+    def stage(full: Stage) -> Stage:
+        return replace(full, steps=options.steps or full.steps)
+
     torch.set_num_threads(1)  # the order of sums, and so the bytes, depends on it
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
-    for name, stage in (("tiny", STUDENT), ("tiny-teacher", TEACHER)):
-        train(model, tokenizer, replace(stage, steps=options.steps or stage.steps))
+    train(model, tokenizer, stage(CHILDHOOD))
+    childhood = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for name, full in (("tiny", STUDENT), ("tiny-teacher", TEACHER)):
+        model.load_state_dict(childhood)
+        train(model, tokenizer, stage(full))
         save(model, tokenizer, options.out / name)
 
 
