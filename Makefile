@@ -42,7 +42,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd $(VENV) && bin/mypy --config-file ../pyproject.toml --exclude '/(tests|benchmarks|docs)/' -p redistill
-	cd $(VENV) && bin/mypy --config-file ../pyproject.toml ../tests ../benchmarks ../docs
+	cd $(VENV) && bin/mypy --config-file ../pyproject.toml --explicit-package-bases ../tests ../benchmarks ../docs
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -12,17 +12,25 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Recipe": "agents.recipe",
-    "Judgement": "types",
     "Completion": "types",
-    "Pair": "types",
+    "Evaluate": "agents.operators.improve",
+    "Gate": "agents.operators.gate",
+    "Judgement": "types",
+    "Pair": "agents.operators.curate",
+    "Place": "agents.loop",
     "Prompt": "types",
+    "Recipe": "agents.recipe",
     "RedistillError": "errors",
+    "Sample": "agents.operators.elicit",
+    "Score": "agents.operators.feedback",
+    "Select": "agents.operators.curate",
     "Store": "store.store",
+    "Train": "agents.operators.improve",
+    "resume": "agents.loop",
     "run": "agents.loop",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604 - literal names, gathered from one table
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:

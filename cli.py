@@ -37,7 +37,8 @@ Overrides = Annotated[
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the run.")]
 Name = Annotated[str | None, typer.Option("--name", help="Name of the run's folder.")]
 RecipeArg = Annotated[
-    str, typer.Argument(help="A recipe's file, `-` for standard input, or the name of one that ships.")
+    str,
+    typer.Argument(help="A recipe's file, `-` for standard input, or the name of one that ships."),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 RUNS = Path("runs")
@@ -122,11 +123,14 @@ def run(
 @app.command()
 def resume(run: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
     """Go on with a run where it stopped."""
-    from .agents.loop import RECIPE, resume as go_on
+    from .agents.loop import RECIPE
+    from .agents.loop import resume as go_on
 
     folder = runs / run
     if not (folder / RECIPE).exists():
-        raise BadInput.at("", f"no run {run!r} in {runs}", "`redistill list runs` shows what is there")
+        raise BadInput.at(
+            "", f"no run {run!r} in {runs}", "`redistill list runs` shows what is there"
+        )
     progress = _progress(folder, quiet=as_json)
     try:
         go_on(folder, progress=progress)
@@ -176,7 +180,9 @@ def query(
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="operators judges trainers recipes models views runs")],
+    what: Annotated[
+        str, typer.Argument(help="operators judges trainers recipes models views runs")
+    ],
     runs: Runs = RUNS,
     as_json: Json = False,
 ) -> None:
@@ -193,7 +199,9 @@ def list_(
 @app.command()
 def show(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe that ships, or a recipe's file.")],
-    student: Annotated[str | None, typer.Option(help="For quickstart: smollm2-135m or tiny.")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="For quickstart: smollm2-135m or tiny.")
+    ] = None,
     resolved: Annotated[
         bool, typer.Option("--resolved", help="With every stage and setting in full.")
     ] = False,
@@ -254,7 +262,7 @@ def doctor(
 def _recipe(spec: str, overrides: list[str] | None) -> Recipe:
     """Load a recipe from a file, standard input, or the package."""
     if spec == "-":
-        return _load_text(sys.stdin.read(), "standard input", Path(), overrides)
+        return _load_bytes(sys.stdin.buffer.read(), "standard input", Path(), overrides)
     from .report.starting import recipe_text, shipped
 
     if spec in shipped():
@@ -263,7 +271,13 @@ def _recipe(spec: str, overrides: list[str] | None) -> Recipe:
     if not file.is_file():
         known = ", ".join(shipped())
         raise BadInput.at("", f"no such recipe: {spec}", f"give a file, or one that ships: {known}")
-    return _load_text(file.read_text("utf-8"), str(file), file.parent, overrides)
+    return _load_bytes(file.read_bytes(), str(file), file.parent, overrides)
+
+
+def _load_bytes(data: bytes, name: str, base: Path, overrides: list[str] | None) -> Recipe:
+    from .agents.yaml_lines import decode
+
+    return _load_text(decode(data, name), name, base, overrides)
 
 
 def _load_text(text: str, name: str, base: Path, overrides: list[str] | None) -> Recipe:
@@ -274,7 +288,8 @@ def _load_text(text: str, name: str, base: Path, overrides: list[str] | None) ->
 
 def _go(recipe: Recipe, runs: Path, *, as_json: bool) -> None:
     """Run a recipe and show what came of it."""
-    from .agents.loop import Place, prepare, run as run_recipe
+    from .agents.loop import Place, prepare
+    from .agents.loop import run as run_recipe
 
     place = Place(runs, _cache())
     folder = prepare(recipe, place)
@@ -343,7 +358,9 @@ def main(arguments: list[str] | None = None) -> None:
     except RedistillError as error:
         if _debug["on"]:
             raise
-        typer.echo(f"redistill: {error}" if error.exit_code != BadInput.exit_code else str(error), err=True)
+        typer.echo(
+            f"redistill: {error}" if error.exit_code != BadInput.exit_code else str(error), err=True
+        )
         raise SystemExit(error.exit_code) from None
 
 

@@ -162,7 +162,9 @@ def _completion(
 def _too_long(turn: Turn, asked: Asked, room: int) -> Row:
     detail = {"prompt_id": asked.prompt.id, "room": room}
     return {
-        "id": row_id("event", kind="too_long", round=turn.round, step=turn.step, prompt=asked.prompt.id),
+        "id": row_id(
+            "event", kind="too_long", round=turn.round, step=turn.step, prompt=asked.prompt.id
+        ),
         "round": turn.round,
         "step": turn.step,
         "kind": "too_long",

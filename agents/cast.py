@@ -70,7 +70,13 @@ class Cast:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
     async def speak(
-        self, role: str, store: Store, *, round: int, champion: str, current: str  # noqa: A002
+        self,
+        role: str,
+        store: Store,
+        *,
+        round: int,  # noqa: A002 - the column's name
+        champion: str,
+        current: str,
     ) -> Policy:
         """Return the role's policy, holding the revision that the role names.
 

@@ -88,7 +88,8 @@ async def prepare(turn: Turn, trainer: Trainer, sources: Sources) -> dict[str, l
         reference, events = await _reference(turn, named, items, spoken, prompts)
     training_run = row_id("training_run", run=turn.run.key, round=turn.round, step=turn.step)
     rows = [
-        _training_row(turn, training_run, place, item, reference) for place, item in enumerate(items)
+        _training_row(turn, training_run, place, item, reference)
+        for place, item in enumerate(items)
     ]
     dataset = [
         _dataset_row(row, item, spoken, prompts, reference)

@@ -7,6 +7,7 @@ guesses a number (facts F12 and F52 of what went wrong elsewhere: 9.2e124, 90 re
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import math
@@ -154,14 +155,15 @@ def _from_callable(function: Callable[..., Any], where: str) -> CallableJudge:
         raise BadInput.at(
             where, str(error), "define the judge with `def` and a plain name"
         ) from None
-    try:
-        inspect.signature(function).bind(None, None)
-    except TypeError as error:
-        raise BadInput.at(
-            where, f"{name} is called with (prompt, completion), but {error}"
-        ) from None
-    except ValueError:  # a function in C without a signature: the first call tells
-        pass
+    # A function in C may have no signature to look at: the first call tells.
+    with contextlib.suppress(ValueError):
+        signature = inspect.signature(function)
+        try:
+            signature.bind(None, None)
+        except TypeError as error:
+            raise BadInput.at(
+                where, f"{name} is called with (prompt, completion), but {error}"
+            ) from None
     return CallableJudge(name=name, revision=_callable_revision(function), function=function)
 
 

@@ -222,7 +222,9 @@ class _Walker:
                     control=control,
                 )
             except GraphDrained as error:
-                raise TryLater(f"stopped; go on with: redistill resume {self.recipe.name}") from error
+                raise TryLater(
+                    f"stopped; go on with: redistill resume {self.recipe.name}"
+                ) from error
 
 
 @contextlib.contextmanager
@@ -392,7 +394,7 @@ def _open_policy(plan: _Plan, spec: str) -> tuple[Revision, Policy]:
     if catalog.is_plugin(spec):
         kind = plugins.find("policies", spec, {}, "student")
         return kind.initial(plan.cache), kind()
-    from ..policies.transformers import TransformersPolicy  # noqa: PLC0415 - torch, only here
+    from ..policies.transformers import TransformersPolicy
 
     model = catalog.resolve(spec, cache=plan.cache)
     threads = plan.recipe.execution.threads

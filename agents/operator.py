@@ -176,7 +176,7 @@ class Operator(BaseModel):
         """Return the judges of this step: SQL name -> revision."""
         return {}
 
-    def check(self, where: str) -> list[Problem]:
+    def check(self, where: str) -> list[Problem]:  # noqa: ARG002 - for subclasses
         """Return what is wrong with the settings, found without loading a model."""
         return []
 

@@ -92,8 +92,9 @@ def plan(recipe: Recipe, prompts: Sequence[Prompt], shape: Shape, where: Path) -
     for index, stage in enumerate(recipe.stages, start=1):
         last = first + stage.repeat - 1
         rounds = f"{first}" if stage.repeat == 1 else f"{first}-{last}"
-        for step in stage.steps:
-            phases.append(_phase(step, (index, rounds), recipe, by_split, (shape, speed)))
+        phases += [
+            _phase(step, (index, rounds), recipe, by_split, (shape, speed)) for step in stage.steps
+        ]
         first = last + 1
     phases.append(_measure("test", recipe, by_split["test"] * 2, shape, speed))
     repeats = {index: stage.repeat for index, stage in enumerate(recipe.stages, start=1)}
@@ -183,7 +184,9 @@ def _phase(
         rows = f"{calls} answers, judged"
     elif isinstance(step, Train):
         trainer = step.load_trainer()
-        sampled = max((s.k for g in recipe.stages for s in g.steps if isinstance(s, Sample)), default=1)
+        sampled = max(
+            (s.k for g in recipe.stages for s in g.steps if isinstance(s, Sample)), default=1
+        )
         most = len(train) * (1 if trainer.rows == "pairs" else sampled)
         steps = trainer.plan(most)
         longest = recipe.evaluate.max_tokens
@@ -192,6 +195,8 @@ def _phase(
         tokens = int(seen * each * _TRAINING_PASSES)
         rows = f"at most {steps} steps of {trainer.batch_size} rows"
     elif step.makes == "judgements":
-        calls = sum(len(train) * s.k for s in recipe.stages[stage - 1].steps if isinstance(s, Sample))
+        calls = sum(
+            len(train) * s.k for s in recipe.stages[stage - 1].steps if isinstance(s, Sample)
+        )
         rows = f"{calls} judgements"
     return PhasePlan(stage, rounds, step.step, rows, calls, tokens, _hours(tokens, *model))

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from functools import reduce
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -80,6 +81,21 @@ def one_of(spec: object, where: str) -> tuple[str, dict[str, Any]]:
             f"{where}.{name}", f"settings are a mapping of names, not {_shown(settings)}", shape
         )
     return name, dict(settings)
+
+
+def spec_of(thing: Any, builtins: Mapping[str, str]) -> Any:
+    """Return the spec of an object, as YAML would say it; a spec is returned as it is.
+
+    So `Score(judge=Verifier())` and `Score(judge=my_function)` are the recipe's own words.
+    """
+    if isinstance(thing, BaseModel):
+        path = f"{type(thing).__module__}:{type(thing).__qualname__}"
+        name = next((n for n, p in builtins.items() if p == path), path)
+        settings = thing.model_dump(mode="json", exclude_defaults=True)
+        return {name: settings} if settings else name
+    if callable(thing):
+        return f"{thing.__module__}:{thing.__qualname__}"
+    return thing
 
 
 def build(kind: str, spec: object, builtins: Mapping[str, str], where: str) -> Any:
@@ -180,9 +196,14 @@ def _follow(
     steps: list[int | str] = []
     known = top
     keyed = model is None
+    branch = False
     for step in loc:
         field = _keys(model).get(str(step)) if model else None
+        if branch and isinstance(step, str):
+            branch = False
+            continue
         if field is not None:
+            branch = _is_union(field.annotation)
             model, keyed = _model_in(field.annotation), _takes_keys(field.annotation)
             known = list(_keys(model)) if model else []
         elif isinstance(step, str) and (step == model.__name__ if model else not keyed):
@@ -221,6 +242,12 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
         return annotation if issubclass(annotation, BaseModel) else None
     inside = [model for part in get_args(annotation) if (model := _model_in(part))]
     return inside[0] if len(inside) == 1 else None
+
+
+def _is_union(annotation: Any) -> bool:
+    """Tell whether an annotation has several branches; pydantic names none where one of two is None."""
+    branches = [part for part in get_args(annotation) if part is not NoneType]
+    return get_origin(annotation) in (Union, UnionType) and len(branches) > 1
 
 
 def _takes_keys(annotation: Any) -> bool:

@@ -5,13 +5,22 @@ Loading finds every mistake that can be found without a model, all of them in on
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ..errors import BadInput, Problem
 from ..hashing import canonical, content_hash
@@ -28,6 +37,7 @@ from .roles import STUDENT, Role, check_roles, describe
 from .stages import expand, is_raw, override, step_data, written_at
 from .yaml_lines import line_of, parse
 
+_ROLES = TypeAdapter(dict[str, Role])
 NO_ROUND = Problem("round", "the recipe has no round", "`redistill show quickstart` is one")
 
 
@@ -93,6 +103,10 @@ class Recipe(BaseModel):
     execution: Execution = Execution()
     base: Path = Field(Path(), exclude=True)
     """Folder that the recipe's own paths are relative to."""
+
+    def __init__(self, **data: Any) -> None:
+        # Typed by hand, because `round` is no field: it is resolved into `stages`.
+        super().__init__(**data)
 
     @model_validator(mode="before")
     @classmethod
@@ -199,19 +213,16 @@ def load_recipe(text: str, name: str, *, base: Path, overrides: Sequence[str] = 
     found = [p for o in overrides if (p := override(data, o, KEYS))]
     if found:
         raise BadInput(*found)
-    for key in [key for key in data if key not in KEYS]:
-        del data[key]
-        found.append(
-            Problem(str(key), "unknown key", plugins.did_you_mean(str(key), KEYS, "keys are"))
-        )
+    found += _misspelt(data, lines)
     if "round" not in data and "stages" not in data:
+        found.append(NO_ROUND)
         data["stages"] = ()
     try:
         recipe = Recipe.model_validate(data | {"base": base})
     except ValidationError as error:
-        found += plugins.problems_of(error, "", Recipe)
+        found += [*plugins.problems_of(error, "", Recipe), *_role_problems(data)]
     except BadInput as error:
-        found += [*error.problems, *_others(data)]
+        found += [*error.problems, *_others(data), *_role_problems(data)]
     if found:
         raise BadInput(*dict.fromkeys(_placed(p, name, data, lines) for p in found))
     return recipe
@@ -227,6 +238,29 @@ def _others(data: dict[str, Any]) -> list[Problem]:
     except BadInput as error:
         return [problem for problem in error.problems if problem != NO_ROUND]
     return []
+
+
+def _misspelt(data: dict[str, Any], lines: dict[tuple[str | int, ...], int]) -> list[Problem]:
+    """Report unknown keys, and read each as the key that it is nearest to, if that one is missing."""
+    problems = []
+    for key in [key for key in data if key not in KEYS]:
+        hint = plugins.did_you_mean(str(key), KEYS, "keys are")
+        problems.append(Problem(str(key), "unknown key", hint))
+        value = data.pop(key)
+        near = difflib.get_close_matches(str(key), KEYS, n=1)
+        if near and near[0] not in data:
+            data[near[0]] = value
+            lines |= {(near[0], *path[1:]): n for path, n in lines.items() if path[:1] == (key,)}
+    return problems
+
+
+def _role_problems(data: Mapping[str, Any]) -> list[Problem]:
+    """Check the names of roles, where something else has stopped validation already."""
+    try:
+        roles = _ROLES.validate_python(data.get("roles", {}))
+    except ValidationError:
+        return []  # told already
+    return check_roles(roles, list(JUDGES))
 
 
 def _placed(

@@ -39,7 +39,6 @@ class RoundState(TypedDict):
     """The next chunk of the running step; -1 when it is finished."""
 
 
-
 class Node(Protocol):
     """One node: the state's scalars in, what changes out; the runtime brings the context."""
 
@@ -54,9 +53,7 @@ Graph = StateGraph[RoundState, RunContext, RoundState, RoundState]
 
 def opening(round_: int, champion: str, challenger: str = "") -> RoundState:
     """Return the state in which a graph begins."""
-    return RoundState(
-        round=round_, champion=champion, challenger=challenger, decision="", cursor=0
-    )
+    return RoundState(round=round_, champion=champion, challenger=challenger, decision="", cursor=0)
 
 
 def build_round(steps: Sequence[Operator]) -> Graph:

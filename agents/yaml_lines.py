@@ -14,6 +14,19 @@ Path = tuple[str | int, ...]
 _DEPTH = 40
 
 
+def decode(data: bytes, name: str) -> str:
+    """Return the text of a file.
+
+    Raises:
+        BadInput: it is no UTF-8.
+    """
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        what = f"no UTF-8: {error.reason} at byte {error.start}"
+        raise BadInput.at(name, what, "a recipe is a text file") from error
+
+
 def parse(text: str, name: str) -> tuple[dict[str, Any], dict[Path, int]]:
     """Read a YAML mapping and the line of each of its keys and items.
 
@@ -85,7 +98,9 @@ def _walk(
 def line_of(where: str, lines: Mapping[Path, int]) -> int | None:
     """Return the line of a dotted path such as `round[2].score.judge`, or of its nearest parent."""
     parts = where.replace("]", "").replace("[", ".#").split(".")
-    path = [int(part[1:]) if part[0] == "#" else part for part in parts if part]
+    path = [
+        int(part[1:]) if part[1:].isdigit() and part[0] == "#" else part for part in parts if part
+    ]
     # A key of its own may hold dots, as `score.judge` under a stage's `set` does.
     for end in range(len(path), 0, -1):
         for start in range(end - 1, -1, -1):

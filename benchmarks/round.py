@@ -155,12 +155,12 @@ def with_plain(folder: Path) -> None:
 
     def answers(prompts: Sequence[Prompt], k: int, sampling: Sampling) -> list[Any]:
         asked = [(p, policy.encode(p.messages)) for p in prompts]
-        requests = [Request(ids, hash((p.id, i)) & 0xFFFFFFFF) for p, ids in asked for i in range(k)]
+        requests = [
+            Request(ids, hash((p.id, i)) & 0xFFFFFFFF) for p, ids in asked for i in range(k)
+        ]
         said = policy.generate(requests, sampling)
         tasks = [
-            JudgeTask(
-                p, Completion("", p.id, g.text, g.token_ids, g.logprobs, g.finish_reason, "")
-            )
+            JudgeTask(p, Completion("", p.id, g.text, g.token_ids, g.logprobs, g.finish_reason, ""))
             for p, g in zip([p for p, _ in asked for _ in range(k)], said, strict=True)
         ]
         asyncio.run(judge.score(tasks))
@@ -313,7 +313,9 @@ def sampler(repeats: int = 5) -> dict[str, float]:
     tokenizer: Any = AutoTokenizer.from_pretrained(home.folder)
 
     def ours(seed: int) -> int:
-        requests = [Request(policy.encode(p.messages), seed * 1000 + i) for p in prompts for i in range(K)]
+        requests = [
+            Request(policy.encode(p.messages), seed * 1000 + i) for p in prompts for i in range(K)
+        ]
         said = policy.generate(requests, Sampling(0.7, 1.0, 0, LONGEST))
         return sum(len(g.token_ids) for g in said)
 

@@ -25,7 +25,8 @@ _NOTE = "Rendered from the code by `make docs`; a test keeps it so.\n"
 def pages() -> dict[Path, str]:
     """Return every rendered file by its path."""
     return {
-        ROOT / "store/sql/0001_initial.sql": f"-- Rendered from tables.py by `make schema`.\n{render()}",
+        ROOT
+        / "store/sql/0001_initial.sql": f"-- Rendered from tables.py by `make schema`.\n{render()}",
         ROOT / "docs/tables.md": render_page(),
         ROOT / "docs/cli.md": _commands(),
         ROOT / "docs/python.md": _names(),
@@ -44,7 +45,11 @@ def pages() -> dict[Path, str]:
 def _commands() -> str:
     """Return the page of the command line."""
     command = typer.main.get_command(app)
-    parts = ["# Commands\n", _NOTE, "Exit codes: 0 done, 2 bad input, 3 busy, 4 environment, 75 try later.\n"]
+    parts = [
+        "# Commands\n",
+        _NOTE,
+        "Exit codes: 0 done, 2 bad input, 3 busy, 4 environment, 75 try later.\n",
+    ]
     for name, sub in sorted(getattr(command, "commands", {}).items()):
         parts.append(f"## redistill {name}\n\n{(sub.help or '').strip()}\n")
         parts.append("| argument | meaning |\n|---|---|")
@@ -59,7 +64,11 @@ def _commands() -> str:
 
 def _names() -> str:
     """Return the page of the public Python names."""
-    parts = ["# Python\n", _NOTE, "`import redistill` loads nothing heavy; each name is loaded when used.\n"]
+    parts = [
+        "# Python\n",
+        _NOTE,
+        "`import redistill` loads nothing heavy; each name is loaded when used.\n",
+    ]
     for name in sorted(set(redistill.__all__) - {"__version__"}):
         thing = getattr(redistill, name)
         home = import_module(thing.__module__).__name__
@@ -73,15 +82,21 @@ def _listed(kind: str, title: str) -> str:
     """Return the page of a noun's built-ins, as `redistill list` knows them."""
     parts = [f"# {title}\n", _NOTE]
     for entry in listing(kind, Path("runs")):
-        parts.append(f"## {entry['name']}\n\n{entry.get('doc') or entry.get('meaning') or ''}\n")
-        fields = entry.get("fields") or entry.get("columns") or []
-        if fields:
-            parts.append("| key | type | default | meaning |\n|---|---|---|---|")
+        parts.append(f"## {entry['name']}\n\n{entry['about']}\n")
+        fields = entry["fields"]
+        whole = fields and "type" in fields[0]
+        parts.append(
+            "| key | type | default | meaning |\n|---|---|---|---|"
+            if whole
+            else "| column | meaning |\n|---|---|"
+        )
         for field in fields:
-            kind_of = str(field.get("type", "")).replace("|", "\\|")
-            default = field.get("default", "")
-            meaning = str(field.get("meaning", "")).replace("\n", " ")
-            parts.append(f"| `{field['name']}` | {kind_of} | {default} | {meaning} |")
+            cells = [f"`{field['key']}`"]
+            cells += [str(field["type"]), str(field["default"])] if whole else []
+            cells.append(field["about"])
+            parts.append(
+                "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+            )
         parts.append("")
     return "\n".join(parts)
 

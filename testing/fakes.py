@@ -80,13 +80,15 @@ class FakeStudent:
         text = right if draw < skill else right + "!" * (1 + int(draw * 5))
         ids = (*(ord(c) for c in text), END)[: sampling.max_tokens]
         reason = "stop" if ids[-1] == END else "length"
-        return Generation(text, ids, (LOGPROB,) * len(ids), "stop" if reason == "stop" else "length")
+        return Generation(
+            text, ids, (LOGPROB,) * len(ids), "stop" if reason == "stop" else "length"
+        )
 
     def score(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[tuple[float, ...]]:
         """Return the one log-prob for every token."""
         return [(LOGPROB,) * len(completion) for _, completion in pairs]
 
-    def choose(self, prompt_ids: TokenIds, options: Sequence[str]) -> list[float]:
+    def choose(self, prompt_ids: TokenIds, options: Sequence[str]) -> list[float]:  # noqa: ARG002
         """Find all options equally good."""
         return [1 / len(options)] * len(options)
 

@@ -50,7 +50,7 @@ class HeadKeeper:
     def load(self, revision: Revision) -> None:
         """Load all but the head."""
         self._inner.load(revision)
-        head = self._inner._model.get_output_embeddings().weight  # noqa: SLF001 - the planted fault
+        head = self._inner._model.get_output_embeddings().weight
         if self._head is None:
             self._head = head.detach().clone()
         head.data.copy_(self._head)
@@ -115,5 +115,5 @@ class NanSFT(SFT):
             loss = whole(trainer, model, inputs, *args, **kwargs)
             return loss * float("nan") if trainer.state.global_step >= 1 else loss
 
-        losses.AnswerSFT.compute_loss = poisoned  # type: ignore[method-assign]
+        losses.AnswerSFT.compute_loss = poisoned  # type: ignore[method-assign,assignment]
         return super().fit(job, emit)

@@ -13,7 +13,9 @@ from scipy import stats
 from redistill.store.analysis import distinct_share, paired_bootstrap, smallest_gain
 
 VALUES = st.lists(
-    st.tuples(st.sampled_from([0.0, 0.25, 1.0]), st.sampled_from([0.0, 0.5, 1.0])), min_size=1, max_size=30
+    st.tuples(st.sampled_from([0.0, 0.25, 1.0]), st.sampled_from([0.0, 0.5, 1.0])),
+    min_size=1,
+    max_size=30,
 )
 WORDS = st.lists(st.text("ab ", max_size=12), max_size=6)
 

@@ -113,7 +113,7 @@ def shards(folder: Path, *, index: bool, lost: bool) -> None:
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names = sorted(tensors)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, part in enumerate((names[:9], names[9:]), 1):
         name = f"model-0000{i}-of-00002.safetensors"
         save_file({n: tensors[n] for n in part}, folder / name, {"format": "pt"})
@@ -341,10 +341,10 @@ class FakeHub(BaseHTTPRequestHandler):
         elif revision not in ("", "main", COMMIT):
             self.reply(404, b"", {"X-Error-Code": "RevisionNotFound"})
         else:
-            files = [f.name for f in self.folder.iterdir()]
+            held = [f.name for f in self.folder.iterdir()]
             if name == "owner/pickle":
-                files = ["config.json", "pytorch_model.bin"]
-            siblings = [{"rfilename": f} for f in [*files, "modeling_evil.py"]]
+                held = ["config.json", "pytorch_model.bin"]
+            siblings = [{"rfilename": f} for f in [*held, "modeling_evil.py"]]
             facts = {
                 "id": name,
                 "sha": COMMIT,

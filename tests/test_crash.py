@@ -84,8 +84,10 @@ def _fake_base(base: Path) -> Path:
 
 
 def test_killed_in_every_phase_ends_like_undisturbed(tmp_path: Path) -> None:
-    """One run, killed before or after a commit of each phase in turn, has the undisturbed run's rows,
-    and each kill costs at most one chunk."""
+    """One run that is killed in each phase in turn has the undisturbed run's rows.
+
+    Each kill costs at most one chunk of sampling.
+    """
     calm, struck = _fake_base(tmp_path / "calm"), _fake_base(tmp_path / "struck")
     assert _start(calm, None).returncode == 0
     points = [
@@ -163,8 +165,10 @@ def _trl_base(base: Path, model: Path) -> Path:
 
 
 def test_killed_in_real_training_ends_like_undisturbed(trl_base: Path) -> None:
-    """SIGKILL between two optimiser steps of TRL takes the worker down too, leaves no revision, and the
-    resumed run trains to the same weights as an undisturbed one."""
+    """SIGKILL between two optimiser steps of TRL publishes nothing, and takes the worker down too.
+
+    The resumed run trains to the same weights as an undisturbed one.
+    """
     model = make_tiny_model(trl_base / "model", seed=1)
     calm, struck = _trl_base(trl_base / "calm", model), _trl_base(trl_base / "struck", model)
     undisturbed = _start(calm, None)

@@ -307,7 +307,7 @@ def test_weights_come_from_sql(six: Store) -> None:
             choose(six.folder, Choice(weight=weight), 1, ["sample"])
 
 
-REACH_AROUND = [
+REACH_AROUND: list[dict[str, Any]] = [
     {"where": "1=1) OR (split = 'heldout'"},
     {"where": "true) UNION ALL SELECT * FROM answers WHERE (true"},
     {"where": "true) SELECT id::VARCHAR, prompt_id::VARCHAR, 1.0 FROM answers --"},
@@ -333,7 +333,7 @@ REACH_AROUND = [
 
 
 @pytest.mark.parametrize("choice", REACH_AROUND, ids=str)
-def test_sql_that_reaches_around_is_refused_at_load(choice: dict[str, str]) -> None:
+def test_sql_that_reaches_around_is_refused_at_load(choice: dict[str, Any]) -> None:
     """A fragment is one expression over one row; what would reach beyond it is a fault, in one line."""
     fault = check_choice(Choice(**choice), ["verifier"])
     assert fault
@@ -341,7 +341,7 @@ def test_sql_that_reaches_around_is_refused_at_load(choice: dict[str, str]) -> N
 
 
 @pytest.mark.parametrize("choice", REACH_AROUND[:3], ids=str)
-def test_held_out_answers_are_never_selected(six: Store, choice: dict[str, str]) -> None:
+def test_held_out_answers_are_never_selected(six: Store, choice: dict[str, Any]) -> None:
     """Also where the check at load was gone around: nothing of another split comes out."""
     with pytest.raises(BadInput):
         _chosen(six, **choice)
@@ -359,7 +359,7 @@ def test_held_out_answers_are_never_selected(six: Store, choice: dict[str, str])
     ],
     ids=str,
 )
-def test_plain_sql_is_accepted(six: Store, choice: dict[str, str]) -> None:
+def test_plain_sql_is_accepted(six: Store, choice: dict[str, Any]) -> None:
     """Comments, strings with brackets, window functions: what people write works."""
     assert check_choice(Choice(**choice), ["verifier"]) == ""
     _chosen(six, **choice)

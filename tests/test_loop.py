@@ -37,8 +37,16 @@ def _tiny_recipe(**changed: Any) -> dict[str, Any]:
         {"sample": {"k": 8, "max_tokens": 64, "temperature": 1.0}},
         {"score": {"judge": {"longest": {"unit": "characters"}}}},
         {"pair": {"by": "longest"}},
-        {"train": {"trainer": "sft", "learning_rate": 0.01, "steps": 2, "batch_size": 2, "micro_batch": 2}
-         | changed},
+        {
+            "train": {
+                "trainer": "sft",
+                "learning_rate": 0.01,
+                "steps": 2,
+                "batch_size": 2,
+                "micro_batch": 2,
+            }
+            | changed
+        },
         {"evaluate": {"judge": {"longest": {"unit": "characters"}}, "max_tokens": 8}},
         {"gate": {"guards": []}},
     ]
@@ -50,11 +58,15 @@ def test_a_promoted_challenger_is_where_the_next_round_starts(tmp_path: Path) ->
     folder = _run(tmp_path, fake_recipe(gain=0.3))
     found = summary(folder)
     assert [r["decision"] for r in found["rounds"]] == ["promoted", "promoted"]
-    champions = [r["champion"] for r in read_rows(folder, "SELECT champion FROM round ORDER BY round")]
+    champions = [
+        r["champion"] for r in read_rows(folder, "SELECT champion FROM round ORDER BY round")
+    ]
     assert champions == [found["student"], found["rounds"][0]["revision"]]
     assert found["gain"]["n"] == 60
     assert found["gain"]["ci_low"] > 0
-    spoke = read_rows(folder, "SELECT DISTINCT round, revision FROM completion WHERE step = 'sample'")
+    spoke = read_rows(
+        folder, "SELECT DISTINCT round, revision FROM completion WHERE step = 'sample'"
+    )
     assert {(r["round"], r["revision"]) for r in spoke} == set(enumerate(champions, start=1))
 
 
@@ -71,7 +83,9 @@ def test_a_worse_challenger_is_sent_back(tmp_path: Path) -> None:
 def test_no_operator_sees_the_test_split(tmp_path: Path) -> None:
     """Test prompts are answered twice in a run: by the initial student and by the last champion."""
     folder = _run(tmp_path, fake_recipe())
-    steps = read_rows(folder, "SELECT DISTINCT step FROM completion WHERE split = 'test' ORDER BY 1")
+    steps = read_rows(
+        folder, "SELECT DISTINCT step FROM completion WHERE split = 'test' ORDER BY 1"
+    )
     assert [r["step"] for r in steps] == ["test_champion", "test_initial"]
     trained = read_rows(
         folder,
@@ -114,7 +128,8 @@ def test_a_run_needs_nothing_outside_its_folder(tmp_path: Path) -> None:
 def test_queries_while_a_run_writes_change_nothing(tmp_path: Path) -> None:
     """A hundred queries beside a run meet no error, and the run has the rows of a quiet one."""
     quiet, asked = tmp_path / "quiet", tmp_path / "asked"
-    quiet.mkdir(), asked.mkdir()
+    quiet.mkdir()
+    asked.mkdir()
     calm = _run(quiet, fake_recipe())
     recipe = _load(asked, fake_recipe())
     place = Place(asked / "runs", asked / "cache")

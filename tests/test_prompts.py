@@ -99,7 +99,7 @@ WRONG_LINES: dict[str, tuple[Any, str]] = {
     "an answer that is no text": (_row("a", answer=4), "answer must be text, not 4"),
     "tags that are no list": (_row("a", tags="form:word"), "tags must be a list"),
     "a split of its own": (_row("a", "dev"), "split is 'dev'; one of train, heldout, test"),
-    "verify that is no object": (_row("a", verify="word"), "verify must be an object"),
+    "verify that is no object": (_row("a", verify="word"), "is no mapping of checkers"),
     "an unknown checker": (_row("a", verify={"eqals": "b"}), "did you mean equals?"),
 }
 
@@ -300,7 +300,7 @@ def test_examples_are_shown_as_earlier_turns(tmp_path: Path) -> None:
 )
 def test_a_wrong_example_is_told_with_its_line(tmp_path: Path, row: Any, what: str) -> None:
     """Worked examples are read with the same care as prompts."""
-    with pytest.raises(BadInput, match="shots.jsonl:4") as error:
+    with pytest.raises(BadInput, match=r"shots.jsonl:4") as error:
         _staging(tmp_path, [*SHOTS, row])
     assert what in str(error.value)
 

@@ -69,9 +69,7 @@ def test_catalog_and_revision_are_imported_without_torch() -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_fingerprint_survives_saving_and_loading(
-    tmp_path: Path, *, tied: bool, dtype: torch.dtype
-) -> None:
+def test_fingerprint_survives_saving_and_loading(tmp_path: Path, *, tied: bool, dtype: Any) -> None:
     """A model in memory and the same model from safetensors have one hash, tied head or not."""
     model = load(make_tiny_model(tmp_path / "a", tied=tied)).to(dtype)
     model.save_pretrained(tmp_path / "b")
@@ -180,7 +178,7 @@ def test_damaged_revision_gives_way(tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_non_finite_weights_are_not_published(
-    staging: Path, tmp_path: Path, value: float, dtype: torch.dtype
+    staging: Path, tmp_path: Path, value: float, dtype: Any
 ) -> None:
     """NaN and infinities in any precision keep a revision unpublished, and the tensor is named."""
     file = staging / "model.safetensors"

@@ -45,6 +45,14 @@ def store(tmp_path: Path) -> Iterator[Store]:
     opened.close()
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """Return an open store that tests write to under names of their own."""
+    opened = Store(tmp_path_factory.mktemp("shared"), JUDGES)
+    yield opened
+    opened.close()
+
+
 def _count(store: Store, table: str) -> int:
     return int(store.rows(f"SELECT count(*) AS n FROM {table}")[0]["n"])
 
@@ -236,14 +244,16 @@ REFUSED: dict[str, Rows] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_refused_chunk_leaves_nothing(store: Store, name: str) -> None:
+def test_a_refused_chunk_leaves_nothing(shared: Store, name: str) -> None:
     """A chunk with one wrong row is refused whole, and the store goes on working."""
-    good: Rows = {"event": [event("good")], "content": texts("x")}
+    good: Rows = {"event": [event(name)], "content": texts(name)}
+    tables = [table.name for table in TABLES]
+    before = [_count(shared, table) for table in tables]
     with pytest.raises(StoreProblem):
-        store.commit({**good, **REFUSED[name]}, round=1, step="s", chunk=0)
-    assert [_count(store, t) for t in ("event", "content", "write_batch")] == [0, 0, 0]
-    assert store.commit(good, round=1, step="s", chunk=0)
-    assert _count(store, "event") == 1
+        shared.commit({**good, **REFUSED[name]}, round=1, step=name, chunk=0)
+    assert [_count(shared, table) for table in tables] == before
+    assert shared.commit(good, round=1, step=name, chunk=0)
+    assert _count(shared, "event") == before[tables.index("event")] + 1
 
 
 HOSTILE = {
@@ -260,21 +270,18 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_text_is_stored_exactly(store: Store, name: str) -> None:
+def test_hostile_text_is_stored_exactly(shared: Store, name: str) -> None:
     """What a model says comes back to the last character, in text, lists and JSON."""
     text = HOSTILE[name]
-    rows: Rows = {
-        "content": texts(text),
-        "event": [event("e", json.dumps({"said": text}))],
-    }
-    store.commit(rows, round=1, step="s", chunk=0)
-    asked = prompt() | {"tags": [text], "source": text}
-    store.commit({"prompt": [asked]}, round=0, step="begin", chunk=0)
-    [row] = store.rows("SELECT text FROM content WHERE hash = ?", [content(text, 1)["hash"]])
+    rows: Rows = {"content": texts(text), "event": [event(name, json.dumps({"said": text}))]}
+    shared.commit(rows, round=1, step=name, chunk=0)
+    asked = prompt(name) | {"tags": [text], "source": text}
+    shared.commit({"prompt": [asked]}, round=0, step=name, chunk=0)
+    [row] = shared.rows("SELECT text FROM content WHERE hash = ?", [content(text, 1)["hash"]])
     assert row["text"] == text
-    [row] = store.rows("SELECT detail FROM event")
+    [row] = shared.rows("SELECT detail FROM event WHERE id = ?", [identifier(name)])
     assert json.loads(row["detail"]) == {"said": text}
-    [row] = store.rows("SELECT tags, source FROM prompt")
+    [row] = shared.rows("SELECT tags, source FROM prompt WHERE id = ?", [identifier(name)])
     assert (row["tags"], row["source"]) == ([text], text)
 
 

@@ -141,7 +141,7 @@ def logp(model: Any, prompt: list[int], answer: list[int]) -> float:
 def first(result: Result, name: str) -> float:
     """Return a metric of step 1."""
     assert result.status == "trained", result.message
-    return next(m["value"] for m in result.metrics if m["name"] == name and m["step"] == 1)
+    return float(next(m["value"] for m in result.metrics if m["name"] == name and m["step"] == 1))
 
 
 # --- losses

@@ -82,7 +82,7 @@ def test_encode_needs_no_weights(older: Revision) -> None:
 @pytest.mark.parametrize("rows_per_batch", [3, 32])
 def test_threads_change_nothing(older: Revision, rows_per_batch: int) -> None:
     """One thread and two give bit-identical answers, also where prompts are cut between batches."""
-    answers = []
+    answers: list[list[Any]] = []
     for threads in (1, 2):
         policy = loaded(older, threads=threads, rows_per_batch=rows_per_batch)
         asked = requests(policy, [4, 1, 3, 2])

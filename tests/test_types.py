@@ -52,8 +52,9 @@ def test_swap_is_the_opposite_label(pair: Pair) -> None:
 )
 def test_pair_refuses_what_is_no_label(wrong: dict[str, Any]) -> None:
     """A pair of one answer, or with a number that is none, is never made."""
+    good: dict[str, Any] = {"prompt_id": "p", "chosen": "a", "rejected": "b", "margin": 0.5}
     with pytest.raises(ValueError, match=r"twice|no label"):
-        Pair(**{"prompt_id": "p", "chosen": "a", "rejected": "b", "margin": 0.5} | wrong)
+        Pair(**good | wrong)
 
 
 @given(st.floats(0, 1))

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator
 
 from ...errors import BadInput, Problem
 from ...store.facts import read_completions
-from ..judge import Judge, load
+from .. import plugins
+from ..judge import BUILTINS, Judge, load
 from ..operator import Advance, Makes, Operator, Turn
 from ..verdicts import judge_chunk
+
+JudgeSpec = Annotated[
+    str | dict[str, Any], BeforeValidator(lambda judge: plugins.spec_of(judge, BUILTINS))
+]
+"""How a recipe names a judge; in Python the judge itself will do."""
 
 
 class Score(Operator):
@@ -25,7 +33,7 @@ class Score(Operator):
 
     of: str | tuple[str, ...] = ()
     """Steps whose completions are judged; the one earlier step that makes some."""
-    judge: str | dict[str, Any]
+    judge: JudgeSpec
     """A judge's name, `{name: {settings}}`, or `module:callable`."""
 
     def load_judge(self) -> Judge:

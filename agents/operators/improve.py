@@ -25,7 +25,7 @@ from ..operator import Advance, Makes, Operator, Turn
 from ..roles import STUDENT
 from ..training import run_job
 from ..verdicts import judge_chunk
-from .feedback import judge_problems
+from .feedback import JudgeSpec, judge_problems
 
 
 class Train(Operator):
@@ -56,7 +56,10 @@ class Train(Operator):
         """Move the keys that are not the step's own into the trainer's settings."""
         if not isinstance(data, dict) or "trainer" not in data:
             return data
-        own = {field.alias or name for name, field in cls.model_fields.items()} | set(cls.model_fields)
+        data = data | {"trainer": plugins.spec_of(data["trainer"], TRAINERS)}
+        own = {field.alias or name for name, field in cls.model_fields.items()} | set(
+            cls.model_fields
+        )
         rest = {key: value for key, value in data.items() if key not in own}
         if not rest:
             return data
@@ -114,7 +117,7 @@ class Evaluate(Operator):
     makes: ClassVar[Makes] = "evaluation"
     needs: ClassVar[tuple[Makes, ...]] = ()
 
-    judge: str | dict[str, Any]
+    judge: JudgeSpec
     """The judge of the held-out evidence."""
     temperature: float = Field(0.0, ge=0, le=4)
     """0 is greedy."""

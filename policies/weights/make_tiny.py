@@ -19,13 +19,15 @@ import random
 import runpy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from torch import Tensor
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+transformers: Any = import_module("transformers")  # its own types lack what is called here
 
 DATA = Path(__file__).resolve().parents[2] / "recipes" / "data"
 PROMPTS = runpy.run_path(str(DATA / "make_tiny_prompts.py"))
@@ -66,7 +68,7 @@ README = {
 }
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer() -> Any:
     """Return a tokenizer with one token a character: printable ASCII and the newline.
 
     Without a merge, BPE is a table of characters; another character becomes `<|unk|>`. Control tokens
@@ -76,34 +78,34 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     core = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<|unk|>"))
     core.decoder = decoders.Fuse()
     core.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=core,
         eos_token="<|end|>",
         pad_token="<|pad|>",
         unk_token="<|unk|>",
         padding_side="left",
         clean_up_tokenization_spaces=False,
-        model_max_length=128,
+        model_max_length=256,
         chat_template=TEMPLATE,
     )
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def make_model(tokenizer: Any) -> Any:
     """Return an untrained Llama of about a million parameters."""
-    config = LlamaConfig(
+    config = transformers.LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=384,
         num_hidden_layers=5,
         num_attention_heads=4,
         num_key_value_heads=4,
-        max_position_embeddings=128,
+        max_position_embeddings=256,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return LlamaForCausalLM(config)
+    return transformers.LlamaForCausalLM(config)
 
 
 def messy(task: Any, rng: random.Random) -> str:
@@ -130,7 +132,7 @@ def examples(stage: Stage) -> Iterator[tuple[str, str]]:
             yield task.prompt, messy(task, rng) if stage.messy else task.answer
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, prompt: str, answer: str) -> tuple[list[int], int]:
+def encode(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], int]:
     """Return the ids of prompt and answer, and how many of them are the prompt's."""
     head = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
@@ -159,7 +161,7 @@ def rate_at(step: int, stage: Stage) -> float:
     return stage.rate * min((step + 1) / WARMUP, 1.0, 0.1 + 0.9 * left)
 
 
-def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, stage: Stage) -> None:
+def train(model: Any, tokenizer: Any, stage: Stage) -> None:
     """Train the model in place on the stage's text: mean log loss over answer tokens, AdamW."""
     source = examples(stage)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
@@ -170,21 +172,21 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, stage: St
         loss = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
         )
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, stage)
         optimizer.step()
         optimizer.zero_grad()
         if step % 100 == 99:
-            print(f"step {step + 1} of {stage.steps}: loss {loss.item():.3f}", flush=True)  # noqa: T201
+            print(f"step {step + 1} of {stage.steps}: loss {loss.item():.3f}", flush=True)
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a Hugging Face folder: bfloat16 weights, tokenizer, chat template, what ends an answer."""
-    copy = LlamaForCausalLM(model.config)
+    copy = transformers.LlamaForCausalLM(model.config)
     copy.load_state_dict(model.state_dict())
-    copy.generation_config = GenerationConfig(
+    copy.generation_config = transformers.GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     copy.to(torch.bfloat16).save_pretrained(folder)

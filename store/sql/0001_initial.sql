@@ -1,4 +1,4 @@
--- Rendered from tables.py by `make schema`; never edited by hand.
+-- Rendered from tables.py by `make schema`.
 CREATE TABLE run (
     id UUID NOT NULL,
     name VARCHAR NOT NULL,
