@@ -143,7 +143,9 @@ def _run(plan: _Plan, progress: Progress) -> Path:
         _write_opening(plan, store, cast)
         asyncio.run(_walk_and_close(plan, context))
     except RedistillError as error:
-        _write_stop(store, error)
+        # A store that is broken cannot keep why it broke, and must not hide it either.
+        with contextlib.suppress(RedistillError):
+            _write_stop(store, error)
         raise
     finally:
         if cast is not None:
@@ -358,8 +360,8 @@ def _anchored(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"student": anchor(recipe.student), "roles": roles})
 
 
-def _differences(before: Any, after: Any, path: str = "") -> str:
-    """Name the first keys that differ."""
+def _differences(before: Any, after: Any) -> str:
+    """Name the first keys that differ; where a file lies says nothing, what is in it does."""
     found: list[str] = []
 
     def walk(a: Any, b: Any, at: str) -> None:
@@ -369,11 +371,11 @@ def _differences(before: Any, after: Any, path: str = "") -> str:
         elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
             for index, (x, y) in enumerate(zip(a, b, strict=True)):
                 walk(x, y, f"{at}[{index}]")
-        elif a != b and at != "name":
+        elif a != b and at != "name" and not str(a).startswith("inputs/"):
             found.append(f"{at} was {a!r}, is {b!r}")
 
-    walk(before, after, path)
-    return "; ".join(found[:3]) or "its data files changed"
+    walk(before, after, "")
+    return "; ".join(found[:3]) or "its data files have changed"
 
 
 def _cast(plan: _Plan) -> Cast:

@@ -20,7 +20,7 @@ from .operators.elicit import Sample
 from .operators.improve import Evaluate, Train
 from .recipe import Recipe
 
-_GFLOPS_A_CORE = (20e9, 90e9)
+_GFLOPS_A_CORE = (30e9, 130e9)
 """Useful fp32 floating-point operations a second of one core in a transformer, slow and fast machine."""
 _GPU_FLOPS = (10e12, 200e12)
 _CHARACTERS_A_TOKEN = 3.5

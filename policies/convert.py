@@ -55,7 +55,7 @@ def convert_gguf(source: Path, root: Path, facts: Mapping[str, Any]) -> Revision
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)
     # The GGUF tokenizer says that answers end with <|im_start|>, and names no pad token.
@@ -65,7 +65,7 @@ def convert_gguf(source: Path, root: Path, facts: Mapping[str, Any]) -> Revision
     beside = ("quantization_config", "_name_or_path", "_model_name_or_path")
     settings = {k: v for k, v in loaded.config.to_dict().items() if k not in beside}
     settings |= {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    model: Any = LlamaForCausalLM(LlamaConfig(**settings))  # type: ignore[no-untyped-call]
+    model: Any = LlamaForCausalLM(LlamaConfig(**settings))
     model.load_state_dict(loaded.state_dict())
     return _publish(model, tokenizer, source, root, facts)
 

@@ -38,15 +38,16 @@ WITH scored AS (
     QUALIFY row_number() OVER (PARTITION BY c.prompt_id, c.text_hash ORDER BY c.finish_reason = 'stop' DESC, c.id) = 1
 ),
 best AS (
-    SELECT prompt_id, arg_max(id, (value, hash(id), id)) AS id, max(value) AS value
+    SELECT prompt_id, arg_max(id, (value, md5(id::VARCHAR), id)) AS id, max(value) AS value
     FROM scored WHERE finish_reason = 'stop' AND value >= $at_least GROUP BY prompt_id
 )
 """
 
-# The engine's own `hash(id, seed)` draws unevenly: of three answers it gave one half of all draws.
+# md5, because the engine's own `hash(id, seed)` draws unevenly (of three answers it gave one half of all
+# draws), and need not stay the same from one version to the next.
 _RULES: dict[Rule, str] = {
     "best_worst": """
-        SELECT b.prompt_id, b.id AS chosen, arg_min(s.id, (s.value, hash(s.id), s.id)) AS rejected,
+        SELECT b.prompt_id, b.id AS chosen, arg_min(s.id, (s.value, md5(s.id::VARCHAR), s.id)) AS rejected,
                b.value - min(s.value) AS margin
         FROM best b JOIN scored s ON s.prompt_id = b.prompt_id AND s.value < b.value
         GROUP BY b.prompt_id, b.id, b.value
@@ -172,8 +173,20 @@ def check_choice(choice: Choice, judges: Sequence[str]) -> str:
         connection.execute(render() + answers_view(judges))
         connection.execute("SET lock_configuration = true")
         connection.execute(choice.sql(), [1, ["sample"]]).fetchall()
+        if _looks_elsewhere(connection, choice):
+            return "a query inside it could read test prompts; use the columns of `answers` alone"
     except duckdb.Error as error:
         return explain(error)
     finally:
         connection.close()
     return ""
+
+
+def _looks_elsewhere(connection: duckdb.DuckDBPyConnection, choice: Choice) -> bool:
+    """Whether a fragment holds a query of its own, and so could see rows of other splits."""
+    fragments = (choice.where, choice.weight, f"1 ORDER BY {choice.order_by}")
+    parsed = [
+        connection.execute("SELECT json_serialize_sql(?)", [f"SELECT {f}"]).fetchone()
+        for f in fragments
+    ]
+    return any(tree is None or '"class":"SUBQUERY"' in str(tree[0]) for tree in parsed)

@@ -176,7 +176,7 @@ def test_killed_in_real_training_ends_like_undisturbed(trl_base: Path) -> None:
 
     assert [r["status"] for r in _facts(calm, "tiny")["trained"]] == ["trained", "trained"]
 
-    # The step's own two chunks are reported as 1 and 2: only an optimiser step can be the third.
+    # Progress within `train` is told by optimiser step: this is the third of four.
     died = _start(struck, [2, "train", 3, "during"])
     assert died.returncode == -signal.SIGKILL, died.stderr[-3000:]
     orphans = [

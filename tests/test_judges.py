@@ -126,8 +126,19 @@ def test_load_builtins_with_and_without_settings() -> None:
     """A name, or a name with settings, gives a judge."""
     assert judge.load("verifier", "w").name == "verifier"
     assert judge.load({"random": {"seed": 3, "name": "dice"}}, "w").name == "dice"
-    for name in judge.BUILTINS:
+    for name in judge.BUILTINS.keys() - {"shuffled"}:
         assert judge.load(name, "w").name == name
+
+
+def test_shuffled_permutes_the_values_of_the_judge_inside() -> None:
+    """As many pass as before, in the inner judge's column, and not the same ones."""
+    inner = Shortest()
+    control = judge.load({"shuffled": {"judge": "shortest"}}, "w")
+    tasks = [task("word " * n, name=str(n)) for n in range(1, 40)]
+    plain, mixed = (asyncio.run(j.score(tasks)) for j in (inner, control))
+    assert control.name == inner.name
+    assert sorted(str(v.value) for v in plain) == sorted(str(v.value) for v in mixed)
+    assert [v.value for v in plain] != [v.value for v in mixed]
 
 
 def test_revision_follows_kind_and_settings_but_not_the_name() -> None:

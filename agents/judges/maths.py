@@ -23,7 +23,7 @@ MEMORY = 4 << 30
 """Bytes of address space of the helper, on Linux."""
 
 
-class MathTimeout(Exception):  # noqa: N818 - a status, not a fault
+class MathTimeout(Exception):
     """The comparison took too long."""
 
 

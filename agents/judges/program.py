@@ -153,4 +153,7 @@ class Shuffled(SettledJudge):
         order = random.Random(row_seed(content_hash([self.seed, asked])))  # noqa: S311 - reproducible
         order.shuffle(verdicts)
         # The parts and the words are about another answer: only the value moves.
-        return [Judgement(v.value, v.status, v.raw, text="the value of another answer") for v in verdicts]
+        return [
+            Judgement(v.value, v.status, v.raw, text="the value of another answer")
+            for v in verdicts
+        ]

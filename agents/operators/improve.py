@@ -90,21 +90,21 @@ class Train(Operator):
     async def advance(self, turn: Turn) -> Advance:
         """First freeze the training rows, then run the job: two super-steps."""
         trainer = self.load_trainer()
-        if turn.cursor == 0:
-            if not turn.done:
-                began = time.monotonic()
-                sources = Sources(
-                    step=self.sources()[0],
-                    start=self.from_,
-                    reference=self.reference,
-                    keep_context=self.keep_context,
-                    trainer=self.trainer_name,
-                )
-                rows = await prepare(turn, trainer, sources)
-                turn.commit(rows, time.monotonic() - began)
-            return turn.advance(2)
-        challenger = await run_job(turn, self.trainer_name, trainer)
-        return turn.advance(2, challenger=challenger)
+        if turn.cursor == 1:
+            # The job tells its own progress, by optimiser step.
+            return Advance(None, challenger=await run_job(turn, self.trainer_name, trainer))
+        if not turn.done:
+            began = time.monotonic()
+            sources = Sources(
+                step=self.sources()[0],
+                start=self.from_,
+                reference=self.reference,
+                keep_context=self.keep_context,
+                trainer=self.trainer_name,
+            )
+            rows = await prepare(turn, trainer, sources)
+            turn.commit(rows, time.monotonic() - began)
+        return Advance(1)
 
 
 class Evaluate(Operator):
