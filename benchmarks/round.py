@@ -40,6 +40,7 @@ SETTINGS = {
     "warmup_steps": 2,
 }
 ROWS = 64
+EVALUATED = 40
 
 
 def main() -> None:
@@ -107,10 +108,20 @@ def _children() -> float:
 def _recipe(folder: Path) -> Any:
     from redistill.agents.recipe import load_recipe
 
+    rows = [
+        {
+            "messages": [m.as_dict() for m in p.messages],
+            "verify": dict(p.verify or {}),
+            "split": p.split,
+        }
+        for part in _prompts()
+        for p in part
+    ]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
     text = f"""
 name: bench
 student: {STUDENT}
-prompts: {{file: "redistill:forms.jsonl", per_round: 96}}
+prompts: {{file: prompts.jsonl}}
 round:
   - sample:   {{k: {K}, temperature: {TEMPERATURE}, max_tokens: {LONGEST}}}
   - score:    {{judge: verifier}}
@@ -135,7 +146,8 @@ def _prompts() -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
 
     prompts = load_prompts(PromptSource(file="redistill:forms.jsonl"), Path(), 0)
     split = {s: [p for p in prompts if p.split == s] for s in ("train", "heldout", "test")}
-    return split["train"][:96], split["heldout"], split["test"]
+    # The quickstart's round, with fewer evaluations: those are the sampler's work in every arm.
+    return split["train"][:96], split["heldout"][:EVALUATED], split["test"][:EVALUATED]
 
 
 def with_plain(folder: Path) -> None:

@@ -145,27 +145,30 @@ def gain_line(run: Row) -> str:
         return "no test prompt has a value for both students"
     return (
         f"gain on test: {gain['initial']:.3f} -> {gain['champion']:.3f}, "
-        f"{interval(gain)} on {gain['n']} prompts never used before"
+        f"{interval(gain)} on {gain['n']} unseen prompts"
     )
 
 
 def breakdown_table(rows: Sequence[Row]) -> Table:
-    """Return the table of what changed, by group of prompts: before -> after."""
-    table = Table(title="test prompts, first student -> champion", title_justify="left")
-    for name in ("prompts", "n", "pass", "form obeyed", "content right", "ended", "tokens"):
-        table.add_column(name, justify="left" if name == "prompts" else "right")
+    """Return the table of what changed, by group of prompts, in per cent; it fits 80 columns."""
+    caption = "* a form that was not trained on" if any(row["transfer"] for row in rows) else None
+    title = "test prompts, first student -> champion (per cent; mean tokens)"
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    for name in ("prompts", "n", "pass", "form", "content", "ended", "tokens"):
+        justify: Any = "left" if name == "prompts" else "right"
+        table.add_column(name, justify=justify, no_wrap=name != "prompts")
     for row in rows:
-        name = f"{row['group']} (not trained on)" if row["transfer"] else row["group"]
-        cells = [_change(row, part, 2) for part in ("pass", "form", "content", "ended")]
-        table.add_row(clean(name), str(row["n"]), *cells, _change(row, "tokens", 1))
+        cells = [_change(row, part, 100, 0) for part in ("pass", "form", "content", "ended")]
+        name = ("*" if row["transfer"] else "") + clean(row["group"])
+        table.add_row(name, str(row["n"]), *cells, _change(row, "tokens", 1, 1))
     return table
 
 
-def _change(row: Row, part: str, digits: int) -> str:
+def _change(row: Row, part: str, scale: float, digits: int) -> str:
     before, after = row[f"{part}_before"], row[f"{part}_after"]
     if before is None or after is None:
         return "-"
-    return f"{before:.{digits}f} -> {after:.{digits}f}"
+    return f"{before * scale:.{digits}f} -> {after * scale:.{digits}f}"
 
 
 def next_commands(name: str, runs: Path) -> list[str]:
