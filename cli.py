@@ -6,14 +6,16 @@ duckdb nor langgraph nor pandas.
 
 from __future__ import annotations
 
+import errno
 import json
+import sqlite3
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import BadInput, RedistillError
+from .errors import BadInput, EnvironmentProblem, RedistillError
 
 if TYPE_CHECKING:
     from .agents.recipe import Recipe
@@ -46,8 +48,21 @@ RUNS = Path("runs")
 _debug = {"on": False}
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        typer.echo(f"redistill {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _top(debug: Debug = False) -> None:
+def _top(
+    debug: Debug = False,
+    version: Annotated[  # noqa: ARG001 - the callback has answered already
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
     _debug["on"] = debug
 
 
@@ -362,6 +377,25 @@ def main(arguments: list[str] | None = None) -> None:
             f"redistill: {error}" if error.exit_code != BadInput.exit_code else str(error), err=True
         )
         raise SystemExit(error.exit_code) from None
+    except (OSError, sqlite3.OperationalError) as error:
+        # A full disk, a folder without rights: the machine's fault, told in a line.
+        if _debug["on"] or getattr(error, "errno", errno.ENOSPC) not in _MACHINE:
+            raise
+        typer.echo(f"redistill: {error}; what was committed is kept, and can be resumed", err=True)
+        raise SystemExit(EnvironmentProblem.exit_code) from None
+
+
+_MACHINE = frozenset(
+    [
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOTDIR,
+        errno.EEXIST,
+    ]
+)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from ..errors import BadInput
 from ..hashing import content_hash, row_id, row_seed
 from ..policies.policy import Generation, Policy, Request, Sampling
 from ..store.store import Row, content, now
@@ -38,6 +39,7 @@ async def answer(turn: Turn, role: str, asked: Sequence[Asked], sampling: Sampli
 
     Raises:
         WrongWeights: the policy does not hold the weights that it was told to load.
+        BadInput: `max_tokens` alone fills the context.
     """
     run = turn.run
     policy = await run.cast.speak(
@@ -45,7 +47,14 @@ async def answer(turn: Turn, role: str, asked: Sequence[Asked], sampling: Sampli
     )
     rendered = _render(turn, run.cast.staging(role), policy, asked)
     room = policy.context_length - sampling.max_tokens
+    if room <= 0:
+        what = f"{sampling.max_tokens} leave no room for a prompt in {policy.context_length} tokens"
+        raise BadInput.at(f"{turn.step}.max_tokens", what)
     fits = [a for a in asked if len(rendered[a.prompt.id]["token_ids"]) <= room]
+    if len(fits) < len(asked):
+        run.progress.note(
+            f"round {turn.round} {turn.step}: {len(asked) - len(fits)} too long, left out"
+        )
     ids = [_completion_id(turn, role, a, policy, sampling) for a in fits]
     requests = [
         Request(tuple(rendered[a.prompt.id]["token_ids"]), row_seed(identifier))

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadInput
 from ..hashing import row_id
 from ..policies.revision import Revision
 from ..store.store import Row, now
@@ -62,7 +61,6 @@ class Spoken:
     """Raw log-prob of the whole completion, nats."""
     revision: str
     saw: TokenIds
-    vocabulary: str
 
 
 @dataclass(slots=True)
@@ -133,7 +131,7 @@ def _items(turn: Turn, step: str, kind: str) -> list[Item]:
 def _spoken(turn: Turn) -> dict[str, Spoken]:
     rows = turn.run.store.rows(
         """
-        SELECT c.id::VARCHAR AS id, c.revision, t.token_ids, t.logprobs, r.token_ids AS saw, r.vocabulary
+        SELECT c.id::VARCHAR AS id, c.revision, t.token_ids, t.logprobs, r.token_ids AS saw
         FROM completion c
         JOIN completion_tokens t ON t.completion_id = c.id AND t.round = c.round
         JOIN rendered_prompt r ON r.id = c.rendered_prompt_id AND r.round = c.round
@@ -147,7 +145,6 @@ def _spoken(turn: Turn) -> dict[str, Spoken]:
             logprob=float(sum(row["logprobs"])),
             revision=row["revision"],
             saw=tuple(row["saw"]),
-            vocabulary=row["vocabulary"],
         )
         for row in rows
     }
@@ -156,22 +153,12 @@ def _spoken(turn: Turn) -> dict[str, Spoken]:
 async def _prompt_ids(
     turn: Turn, items: Sequence[Item], spoken: dict[str, Spoken], *, keep_context: bool
 ) -> dict[str, TokenIds]:
-    """Render each training prompt once, plain unless the context is kept.
-
-    Raises:
-        BadInput: an answer was sampled with another tokenizer than the student's.
-    """
+    """Render each training prompt once, plain unless the context is kept."""
     student = turn.run.cast.student
     known: dict[str, Prompt] = {p.id: p for p in turn.run.round_prompts(turn.round)}
     rendered: dict[str, TokenIds] = {}
     for item in items:
         said = spoken[item.chosen]
-        if said.vocabulary != student.vocabulary:
-            raise BadInput.at(
-                f"round {turn.round} {turn.step}",
-                "the answers were sampled with another tokenizer than the student's",
-                "use a teacher of the student's model family",
-            )
         if item.prompt_id not in rendered:
             rendered[item.prompt_id] = (
                 said.saw

@@ -9,43 +9,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import shutil
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
 
-from .. import __version__
-from ..errors import BadInput, Busy, RedistillError, TryLater
+from ..errors import BadInput, RedistillError, TryLater
 from ..hashing import row_id
-from ..policies import catalog
-from ..policies.policy import Policy
-from ..policies.revision import Revision
 from ..store import facts
 from ..store.analysis import PAIRED, Difference, paired_bootstrap, paired_parameters
-from ..store.store import FILE, Row, Store, now
+from ..store.store import Row, Store, now
 from ..trainers.trainer import BUILTINS as TRAINERS
 from ..trainers.worker import Worker
-from . import plugins
-from .cast import Cast
+from .opening import RECIPE, Place, Plan, only_one, open_cast, prepared, run_context, write_opening
 from .operator import Progress, RunContext, Turn
 from .operators.improve import Train
-from .prompts import load_prompts, ships
 from .recipe import Recipe, load_recipe
-from .roles import STUDENT, Staging
 from .round import Graph, build_measurement, build_round, opening
 
 TRANSFER = "transfer"
 """A test prompt with this tag is scored and shown beside the gain, and never counts in it."""
-
-RECIPE = "recipe.yaml"
 
 
 class Silent:
@@ -56,14 +44,6 @@ class Silent:
 
     def note(self, text: str) -> None:
         """Say nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a run lives, and where models are kept between runs."""
-
-    runs: Path = Path("runs")
-    cache: Path = field(default_factory=catalog.default_cache)
 
 
 def run(
@@ -89,10 +69,12 @@ def run(
     """
     place = place or Place()
     if rounds is not None:
+        if rounds < 1:
+            raise BadInput.at("rounds", f"{rounds} rounds", "give 1 or more")
         loop = recipe.loop.model_copy(update={"rounds": rounds})
         recipe = recipe.model_copy(update={"loop": loop})
-    plan = _prepared(recipe, place)
-    with _only_one(plan.folder):
+    plan = prepared(recipe, place)
+    with only_one(plan.folder):
         return _run(plan, progress or Silent())
 
 
@@ -102,16 +84,7 @@ def prepare(recipe: Recipe, place: Place) -> Path:
     Raises:
         BadInput: the recipe is wrong, or another recipe has this name already.
     """
-    return _prepared(recipe, place).folder
-
-
-def _prepared(recipe: Recipe, place: Place) -> _Plan:
-    folder = _run_folder(place.runs, recipe.name)
-    recipe = _anchored(recipe)
-    prompts = load_prompts(recipe.prompts, recipe.base, recipe.seed)
-    stagings = {name: Staging(name, role, recipe.base) for name, role in recipe.roles.items()}
-    _check_models(recipe, place.cache)
-    return _Plan(_settle(recipe, folder), folder, prompts, stagings, place.cache)
+    return prepared(recipe, place).folder
 
 
 def resume(folder: Path, *, place: Place | None = None, progress: Progress | None = None) -> Path:
@@ -120,27 +93,20 @@ def resume(folder: Path, *, place: Place | None = None, progress: Progress | Non
     if not file.exists():
         raise BadInput.at("", f"{folder} holds no run", "`redistill list runs` shows what is there")
     recipe = load_recipe(file.read_text("utf-8"), str(file), base=folder)
+    # A folder that was renamed or copied is the run; its recipe still has the old name.
+    recipe = recipe.model_copy(update={"name": folder.name})
     return run(recipe, place=Place(folder.parent, (place or Place()).cache), progress=progress)
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    recipe: Recipe
-    folder: Path
-    prompts: Sequence[Any]
-    stagings: dict[str, Staging]
-    cache: Path
-
-
-def _run(plan: _Plan, progress: Progress) -> Path:
+def _run(plan: Plan, progress: Progress) -> Path:
     """Open everything, walk the plan, close everything."""
     store = Store(plan.folder, list(plan.recipe.judges()))
     worker = Worker(plan.folder / "worker.log", warm=_warm(plan.recipe))
     cast = None
     try:
-        cast = _cast(plan)
-        context = _context(plan, store, cast, worker, progress)
-        _write_opening(plan, store, cast)
+        cast = open_cast(plan)
+        context = run_context(plan, store, cast, worker, progress)
+        write_opening(plan, store, cast)
         asyncio.run(_walk_and_close(plan, context))
     except RedistillError as error:
         # A store that is broken cannot keep why it broke, and must not hide it either.
@@ -154,7 +120,7 @@ def _run(plan: _Plan, progress: Progress) -> Path:
     return plan.folder
 
 
-async def _walk_and_close(plan: _Plan, run: RunContext) -> None:
+async def _walk_and_close(plan: Plan, run: RunContext) -> None:
     try:
         await run.worker.start()
         await _walk(plan, run)
@@ -168,7 +134,7 @@ def _warm(recipe: Recipe) -> str | None:
     return "trl" if names & TRAINERS.keys() else None
 
 
-async def _walk(plan: _Plan, run: RunContext) -> None:
+async def _walk(plan: Plan, run: RunContext) -> None:
     """Baseline, rounds, gain: the whole run, top to bottom."""
     recipe, store = plan.recipe, run.store
     initial = str(store.rows("SELECT student FROM run")[0]["student"])
@@ -214,7 +180,7 @@ class _Walker:
         if snapshot.created_at is not None and not snapshot.next:
             return
         begun = snapshot.created_at is not None
-        with _drained_by_signals(control):
+        with _drained_by_signals(control, self.run.progress):
             try:
                 await compiled.ainvoke(
                     None if begun else opening(round_, revision),
@@ -224,18 +190,24 @@ class _Walker:
                     control=control,
                 )
             except GraphDrained as error:
-                raise TryLater(
-                    f"stopped; go on with: redistill resume {self.recipe.name}"
-                ) from error
+                raise _stopped(self.run.folder) from error
+        if control.drain_requested:  # asked for in the graph's last chunk, which ends it by itself
+            raise _stopped(self.run.folder)
+
+
+def _stopped(folder: Path) -> TryLater:
+    where = "" if folder.parent == Path("runs") else f" --runs {folder.parent}"
+    return TryLater(f"stopped; go on with: redistill resume {folder.name}{where}")
 
 
 @contextlib.contextmanager
-def _drained_by_signals(control: RunControl) -> Iterator[None]:
+def _drained_by_signals(control: RunControl, progress: Progress) -> Iterator[None]:
     """Let SIGTERM and Ctrl-C end the run at the next chunk; a second one ends it at once."""
     loop = asyncio.get_running_loop()
     handled = []
 
     def drain(number: signal.Signals) -> None:
+        progress.note(f"{number.name}: stopping after this chunk; once more stops at once")
         control.request_drain(number.name)
         loop.remove_signal_handler(number)
 
@@ -251,226 +223,13 @@ def _drained_by_signals(control: RunControl) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-# -- opening
-
-
-def _run_folder(runs: Path, name: str) -> Path:
-    """Return the folder of a run.
-
-    Raises:
-        BadInput: the name could leave the runs' folder, or cannot name a folder everywhere.
-    """
-    good = name and len(name) <= 100 and all(c.isalnum() or c in "-_." for c in name)
-    if not good or not name.isascii() or name[0] in ".-":
-        raise BadInput.at(
-            "name", f"{name!r} cannot name a run", "use letters, digits, - _ . and no path"
-        )
-    return runs / name
-
-
-@contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Hold the run's lock, and leave the holder's process id for whoever finds it taken."""
-    lock = FileLock(folder / ".lock")
-    owner = folder / ".lock.owner"
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        who = f" (process {owner.read_text()})" if owner.exists() else ""
-        raise Busy(f"run {folder.name!r} is being run by another process{who}") from error
-    try:
-        owner.write_text(str(os.getpid()))
-        yield
-    finally:
-        lock.release()
-
-
-def _check_models(recipe: Recipe, cache: Path) -> None:
-    for spec in {recipe.student, *(r.policy for r in recipe.roles.values() if r.policy != STUDENT)}:
-        if not catalog.is_plugin(spec):
-            catalog.check(spec, cache)
-    for stage in recipe.stages:
-        for step in stage.steps:
-            trainer = getattr(step, "load_trainer", None)
-            problems = trainer().check() if trainer else []
-            if problems:
-                raise BadInput(*problems)
-
-
-def _settle(recipe: Recipe, folder: Path) -> Recipe:
-    """Make the run's folder with its resolved recipe and its own copies of the input files.
-
-    Raises:
-        BadInput: the folder holds a run of another recipe.
-    """
-    file = folder / RECIPE
-    if file.exists():
-        before = load_recipe(file.read_text("utf-8"), str(file), base=folder)
-        if before.key != recipe.key:
-            changed = _differences(before.resolved(), recipe.resolved())
-            raise BadInput.at(
-                "",
-                f"run {recipe.name!r} exists with another recipe: {changed}",
-                "choose another name with --name, or remove the folder",
-            )
-        return before.model_copy(update={"execution": recipe.execution})
-    settled = _with_inputs(recipe, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f"{RECIPE}.tmp"
-    aside.write_text(settled.to_yaml(), "utf-8")
-    aside.replace(file)
-    return settled
-
-
-def _with_inputs(recipe: Recipe, folder: Path) -> Recipe:
-    """Copy what the recipe reads into the run, so that the run needs nothing outside its folder."""
-    moved: dict[str, str] = {}
-    for index, path in enumerate(recipe.data_files()):
-        if not ships(path):
-            target = Path("inputs") / f"{index}-{Path(path).name}"
-            (folder / "inputs").mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(recipe.base / path, folder / target)
-            moved[path] = target.as_posix()
-    prompts = recipe.prompts.model_dump()
-    prompts |= {k: moved.get(v, v) for k, v in prompts.items() if isinstance(v, str)}
-    roles = {}
-    for name, role in recipe.roles.items():
-        shot = role.context.few_shot
-        if shot:
-            shot = shot.model_copy(update={"file": moved.get(shot.file, shot.file)})
-        context = role.context.model_copy(update={"few_shot": shot})
-        roles[name] = role.model_copy(update={"context": context})
-    return recipe.model_copy(
-        update={"prompts": type(recipe.prompts)(**prompts), "roles": roles, "base": folder}
-    )
-
-
-def _anchored(recipe: Recipe) -> Recipe:
-    """Resolve models that are folders from the recipe's own folder, as its files are."""
-
-    def anchor(spec: str) -> str:
-        folder = recipe.base / spec
-        is_folder = not catalog.is_plugin(spec) and spec != STUDENT and folder.is_dir()
-        return str(folder.resolve()) if is_folder else spec
-
-    roles = {
-        name: role.model_copy(update={"policy": anchor(role.policy)})
-        for name, role in recipe.roles.items()
-    }
-    return recipe.model_copy(update={"student": anchor(recipe.student), "roles": roles})
-
-
-def _differences(before: Any, after: Any) -> str:
-    """Name the first keys that differ; where a file lies says nothing, what is in it does."""
-    found: list[str] = []
-
-    def walk(a: Any, b: Any, at: str) -> None:
-        if isinstance(a, dict) and isinstance(b, dict):
-            for key in {**a, **b}:
-                walk(a.get(key), b.get(key), f"{at}.{key}" if at else str(key))
-        elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-            for index, (x, y) in enumerate(zip(a, b, strict=True)):
-                walk(x, y, f"{at}[{index}]")
-        elif a != b and at != "name" and not str(a).startswith("inputs/"):
-            found.append(f"{at} was {a!r}, is {b!r}")
-
-    walk(before, after, "")
-    return "; ".join(found[:3]) or "its data files have changed"
-
-
-def _cast(plan: _Plan) -> Cast:
-    """Resolve every policy, and put the initial student into the run."""
-    initial, student = _open_policy(plan, plan.recipe.student)
-    revisions = plan.folder / "revisions"
-    _adopt(initial, revisions)
-    policies: dict[str, Policy] = {STUDENT: student}
-    others: dict[str, Revision] = {}
-    for role in plan.recipe.roles.values():
-        if role.policy not in policies:
-            others[role.policy], policies[role.policy] = _open_policy(plan, role.policy)
-    return Cast(plan.folder, initial.id, plan.stagings, policies, others)
-
-
-def _open_policy(plan: _Plan, spec: str) -> tuple[Revision, Policy]:
-    """Return a policy and the revision that it starts with; nothing is loaded yet."""
-    if catalog.is_plugin(spec):
-        kind = plugins.find("policies", spec, {}, "student")
-        return kind.initial(plan.cache), kind()
-    from ..policies.transformers import TransformersPolicy
-
-    model = catalog.resolve(spec, cache=plan.cache)
-    threads = plan.recipe.execution.threads
-    return model.revision, TransformersPolicy(model.revision, threads=threads)
-
-
-def _adopt(revision: Revision, revisions: Path) -> None:
-    """Link a revision into the run, so that the run is whole without the cache."""
-    target = revisions / revision.id
-    if target.exists():
-        return
-    aside = revisions / f".adopt-{revision.id}"
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(revision.folder, aside, copy_function=_link_or_copy)
-    aside.rename(target)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system
-        shutil.copy2(source, target)
-
-
-def _context(
-    plan: _Plan, store: Store, cast: Cast, worker: Worker, progress: Progress
-) -> RunContext:
-    recipe = plan.recipe
-    return RunContext(
-        folder=plan.folder,
-        store=store,
-        key=recipe.key,
-        seed=recipe.seed,
-        chunk=recipe.chunk,
-        per_round=recipe.prompts.per_round,
-        threads=recipe.execution.threads or os.cpu_count() or 1,
-        cast=cast,
-        worker=worker,
-        progress=progress,
-    )
-
-
-def _write_opening(plan: _Plan, store: Store, cast: Cast) -> None:
-    """Write the run, its prompts and the initial revision."""
-    recipe = plan.recipe
-    opening_run = {
-        "id": row_id("run", key=recipe.key),
-        "name": recipe.name,
-        "key": recipe.key,
-        "seed": recipe.seed,
-        "recipe": json.dumps(recipe.resolved()),
-        "student": cast.initial,
-        "redistill_version": __version__,
-        "created_at": now(),
-    }
-    revision: Row = {
-        "id": cast.initial,
-        "round": 0,
-        "parent": None,
-        "folder": f"revisions/{cast.initial}",
-        "training_run_id": None,
-        "created_at": now(),
-    }
-    rows = {"run": [opening_run], "revision": [revision], **facts.prompt_rows(plan.prompts)}
-    store.commit(rows, round=0, step="begin", chunk=0)
-    store.publish(force=True)
-
-
 def _write_stop(store: Store, error: RedistillError) -> None:
     """Keep what stopped the run, for `status`; a stop that was asked for is no fault."""
     if isinstance(error, TryLater):
         return
     last = _rounds_done(store)
-    identifier = row_id("event", kind="stopped", round=last, error=str(error))
+    earlier = store.rows("SELECT count(*) AS n FROM event WHERE kind = 'stopped'")[0]["n"]
+    identifier = row_id("event", kind="stopped", round=last, error=str(error), nth=earlier)
     event = {
         "id": identifier,
         "round": last,
@@ -485,7 +244,7 @@ def _write_stop(store: Store, error: RedistillError) -> None:
 # -- between rounds
 
 
-def _begin_round(plan: _Plan, run: RunContext, round_: int) -> str:
+def _begin_round(plan: Plan, run: RunContext, round_: int) -> str:
     """Write the round and its steps, and return the champion that it starts from."""
     store = run.store
     known = store.rows("SELECT champion FROM round WHERE round = ?", [round_])
@@ -565,4 +324,4 @@ def gain_of(answers: Sequence[Row], *, seed: str) -> dict[str, Any]:
     }
 
 
-__all__ = ["FILE", "Place", "Silent", "resume", "run"]
+__all__ = ["RECIPE", "Place", "Silent", "gain_of", "prepare", "resume", "run"]

@@ -88,16 +88,14 @@ def plan(recipe: Recipe, prompts: Sequence[Prompt], shape: Shape, where: Path) -
     by_split = {s: [p for p in prompts if p.split == s] for s in ("train", "heldout", "test")}
     speed = _speed(recipe)
     phases: list[PhasePlan] = [_measure("baseline", recipe, by_split["heldout"], shape, speed)]
-    first = 1
-    for index, stage in enumerate(recipe.stages, start=1):
-        last = first + stage.repeat - 1
-        rounds = f"{first}" if stage.repeat == 1 else f"{first}-{last}"
-        phases += [
-            _phase(step, (index, rounds), recipe, by_split, (shape, speed)) for step in stage.steps
-        ]
-        first = last + 1
+    staged = [recipe.stage_of(round_)[0] for round_ in range(1, recipe.rounds + 1)]
+    repeats = {index: staged.count(index) for index in staged}
+    for index, count in repeats.items():
+        first = staged.index(index) + 1
+        rounds = f"{first}" if count == 1 else f"{first}-{first + count - 1}"
+        steps = recipe.stages[index - 1].steps
+        phases += [_phase(s, (index, rounds), recipe, by_split, (shape, speed)) for s in steps]
     phases.append(_measure("test", recipe, by_split["test"] * 2, shape, speed))
-    repeats = {index: stage.repeat for index, stage in enumerate(recipe.stages, start=1)}
     low = sum(p.hours[0] * repeats.get(p.stage, 1) for p in phases)
     high = sum(p.hours[1] * repeats.get(p.stage, 1) for p in phases)
     return RunPlan(

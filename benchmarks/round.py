@@ -26,8 +26,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from redistill.hashing import row_seed
 from redistill.policies import catalog
-from redistill.types import Completion, Prompt
+from redistill.types import Completion, Message, Prompt
 
 RESULTS = Path(__file__).parent / "results" / "round.json"
 STUDENT = "smollm2-135m"
@@ -41,6 +42,7 @@ SETTINGS = {
 }
 ROWS = 64
 EVALUATED = 40
+SHOTS = {"file": "redistill:forms_examples.jsonl", "n": 4, "match": "form"}
 
 
 def main() -> None:
@@ -122,10 +124,12 @@ def _recipe(folder: Path) -> Any:
 name: bench
 student: {STUDENT}
 prompts: {{file: prompts.jsonl}}
+roles:
+  teacher: {{context: {{few_shot: {json.dumps(SHOTS)}}}}}
 round:
-  - sample:   {{k: {K}, temperature: {TEMPERATURE}, max_tokens: {LONGEST}}}
+  - sample:   {{role: teacher, k: {K}, temperature: {TEMPERATURE}, max_tokens: {LONGEST}}}
   - score:    {{judge: verifier}}
-  - select:   {{order_by: slot, limit: 72}}
+  - select:   {{where: verifier = 1, limit: 72}}
   - train:    {{trainer: {{sft: {json.dumps(SETTINGS)}}}}}
   - evaluate: {{judge: verifier, max_tokens: {LONGEST}}}
   - gate:     {{}}
@@ -137,8 +141,12 @@ loop: {{rounds: 1}}
 def with_redistill(folder: Path) -> None:
     """Run the recipe: graph, store, proofs of weights, gate, gain."""
     from redistill.agents.loop import Place, run
+    from redistill.store.query import read_rows
 
-    run(_recipe(folder), place=Place(folder / "runs", catalog.default_cache()))
+    home = run(_recipe(folder), place=Place(folder / "runs", catalog.default_cache()))
+    steps = read_rows(home, "SELECT DISTINCT step FROM completion WHERE split = 'test'")
+    if len(steps) != 2:  # a rejected challenger is not tested, and the other arms always test it
+        raise SystemExit("the challenger was rejected: this arm did less than the others")
 
 
 def _prompts() -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
@@ -148,6 +156,14 @@ def _prompts() -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
     split = {s: [p for p in prompts if p.split == s] for s in ("train", "heldout", "test")}
     # The quickstart's round, with fewer evaluations: those are the sampler's work in every arm.
     return split["train"][:96], split["heldout"][:EVALUATED], split["test"][:EVALUATED]
+
+
+def _teacher() -> Any:
+    """Return the student with worked examples before the prompt, as the recipe's role shows it."""
+    from redistill.agents.roles import Role, Staging
+
+    role = Role.model_validate({"context": {"few_shot": SHOTS}})
+    return Staging("teacher", role, Path())
 
 
 def with_plain(folder: Path) -> None:
@@ -165,27 +181,27 @@ def with_plain(folder: Path) -> None:
     start = catalog.resolve(STUDENT, cache=catalog.default_cache()).revision
     policy, judge = TransformersPolicy(start), Verifier()
 
-    def answers(prompts: Sequence[Prompt], k: int, sampling: Sampling) -> list[Any]:
-        asked = [(p, policy.encode(p.messages)) for p in prompts]
-        requests = [
-            Request(ids, hash((p.id, i)) & 0xFFFFFFFF) for p, ids in asked for i in range(k)
-        ]
+    def answers(
+        prompts: Sequence[Prompt], k: int, sampling: Sampling, stage: Any = None
+    ) -> list[tuple[Prompt, Any, Any]]:
+        asked = [(p, policy.encode(stage(p) if stage else p.messages)) for p in prompts]
+        requests = [Request(ids, row_seed(f"{p.id}:{i}")) for p, ids in asked for i in range(k)]
         said = policy.generate(requests, sampling)
+        each = [p for p, _ in asked for _ in range(k)]
         tasks = [
             JudgeTask(p, Completion("", p.id, g.text, g.token_ids, g.logprobs, g.finish_reason, ""))
-            for p, g in zip([p for p, _ in asked for _ in range(k)], said, strict=True)
+            for p, g in zip(each, said, strict=True)
         ]
-        asyncio.run(judge.score(tasks))
-        return list(zip([ids for _, ids in asked for _ in range(k)], said, strict=True))
+        return list(zip(each, said, asyncio.run(judge.score(tasks)), strict=True))
 
     greedy = Sampling(0.0, 1.0, 0, LONGEST)
     policy.load(start)
     answers(heldout, 1, greedy)
-    sampled = answers(train, K, Sampling(TEMPERATURE, 1.0, 0, LONGEST))
-    chosen = [(ids, g) for ids, g in sampled if g.finish_reason == "stop"][:72]
+    sampled = answers(train, K, Sampling(TEMPERATURE, 1.0, 0, LONGEST), _teacher().stage)
+    passed = [(policy.encode(p.messages), g) for p, g, v in sampled if v.value == 1][:72]
     rows = [
         {"id": str(i), "prompt_ids": ids, "completion_ids": g.token_ids, "weight": 1.0}
-        for i, (ids, g) in enumerate(chosen)
+        for i, (ids, g) in enumerate(passed)
     ]
     digest = write_rows(folder / "job" / "rows.parquet", rows_table("completions", rows))
     Job(
@@ -228,16 +244,20 @@ def with_stock(folder: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(home, dtype=torch.float32)
     tokenizer: Any = AutoTokenizer.from_pretrained(home)
 
-    def answers(prompts: Sequence[Prompt], k: int, **settings: Any) -> list[str]:
+    def answers(asked: Sequence[Sequence[Message]], k: int, **settings: Any) -> list[str]:
         said: list[str] = []
-        for start in range(0, len(prompts), ROWS // k):
-            part = prompts[start : start + ROWS // k]
+        for start in range(0, len(asked), ROWS // k):
+            part = asked[start : start + ROWS // k]
             said += _generate(model, tokenizer, part, k, settings)[0]
         return said
 
     greedy = {"do_sample": False}
-    answers(heldout, 1, **greedy)
-    sampled = answers(train, K, do_sample=True, temperature=TEMPERATURE, top_k=0)
+    plain = {name: [p.messages for p in ps] for name, ps in (("heldout", heldout), ("test", test))}
+    answers(plain["heldout"], 1, **greedy)
+    stage = _teacher().stage
+    sampled = answers(
+        [stage(p) for p in train], K, do_sample=True, temperature=TEMPERATURE, top_k=0
+    )
     rows = [
         {
             "prompt": [{"role": "user", "content": train[i // K].text}],
@@ -265,22 +285,25 @@ def with_stock(folder: Path) -> None:
     )
     trainer.train()
     model.save_pretrained(folder / "trained")
-    answers(heldout, 1, **greedy)
-    answers(test, 1, **greedy)
-    answers(test, 1, **greedy)
+    for split in ("heldout", "test", "test"):
+        answers(plain[split], 1, **greedy)
 
 
 def _generate(
-    model: Any, tokenizer: Any, prompts: Sequence[Prompt], k: int, settings: dict[str, Any]
+    model: Any,
+    tokenizer: Any,
+    asked: Sequence[Sequence[Message]],
+    k: int,
+    settings: dict[str, Any],
 ) -> tuple[list[str], int]:
     """Return the answers of `generate`, and how many tokens they have, end tokens included."""
     import torch
 
     texts = [
         tokenizer.apply_chat_template(
-            [m.as_dict() for m in p.messages], add_generation_prompt=True, tokenize=False
+            [m.as_dict() for m in messages], add_generation_prompt=True, tokenize=False
         )
-        for p in prompts
+        for messages in asked
     ]
     batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
@@ -334,7 +357,7 @@ def sampler(repeats: int = 5) -> dict[str, float]:
     def stock(seed: int) -> int:
         torch.manual_seed(seed)
         settings = {"do_sample": True, "temperature": 0.7, "top_k": 0}
-        return _generate(model, tokenizer, prompts, K, settings)[1]
+        return _generate(model, tokenizer, [p.messages for p in prompts], K, settings)[1]
 
     figures: dict[str, list[tuple[float, float]]] = {"sampler": [], "generate": []}
     for seed in range(repeats + 1):

@@ -117,7 +117,7 @@ def interval(metric: Row | None) -> str:
 def rounds_table(run: Row) -> Table:
     """Return the table of rounds; it fits 80 columns."""
     table = Table(title=f"{run['run']}: held-out value by round", title_justify="left")
-    for name in ("round", "trainer", "rows", "held-out", "difference (95 %)", "decision"):
+    for name in ("round", "trainer", "rows", "held-out", "difference", "decision"):
         justify: Any = "left" if name in ("trainer", "decision") else "right"
         # A trainer of one's own may have a long name; a number must never be cut.
         table.add_column(name, justify=justify, no_wrap=name != "trainer")

@@ -25,7 +25,7 @@ def summary(folder: Path) -> dict[str, Any]:
     [run] = read_rows(folder, "SELECT name, seed, student, key FROM run")
     events = read_rows(folder, "SELECT round, kind, detail FROM event ORDER BY created_at")
     gain = next((json.loads(e["detail"]) for e in events if e["kind"] == "gain"), None)
-    stops = [json.loads(e["detail"]) for e in events if e["kind"] == "stopped"]
+    stops = [json.loads(e["detail"]) for e in events[-1:] if e["kind"] == "stopped"]
     seconds = _seconds(folder)
     baseline = read_rows(
         folder, "SELECT value, n FROM evaluation WHERE round = 0 AND split = 'heldout'"
@@ -38,7 +38,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "key": run["key"],
         "student": run["student"],
         "snapshot_age_seconds": round(max(0.0, time.time() - snapshot(folder).stat().st_mtime), 1),
-        "baseline": baseline[0]["value"] if baseline else None,
+        "baseline": baseline[0]["value"] if baseline and baseline[0]["n"] else None,
         "rounds": [_round(row, seconds) for row in _rounds(folder)],
         "gain": {k: v for k, v in gain.items() if k != "evaluations"} if gain else None,
         "seconds": {"baseline": seconds[0], "total": sum(map(_total, seconds.values()))},

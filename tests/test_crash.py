@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import yaml
 from redistill.store.query import read_rows
 from redistill.testing.fakes import fake_prompts, fake_recipe
 from redistill.testing.tiny import make_tiny_model
+from redistill.trainers.worker import Worker
 
 CHILD = Path(__file__).with_name("crash_child.py")
 # A resumed process loads weights anew, and each load leaves its canary; that is all that may differ.
@@ -60,6 +63,16 @@ def _facts(base: Path, name: str) -> dict[str, Any]:
     facts["answers"] = read_rows(
         folder, "SELECT id::VARCHAR AS id, payload_hash FROM completion ORDER BY 1"
     )
+    facts["values"] = read_rows(
+        folder, "SELECT id::VARCHAR AS id, status, value, parts FROM judgement ORDER BY 1"
+    )
+    facts["measured"] = read_rows(
+        folder, "SELECT id::VARCHAR AS id, n, value FROM evaluation ORDER BY 1"
+    )
+    facts["kept"] = read_rows(
+        folder, "SELECT id::VARCHAR AS id, position, weight FROM selection ORDER BY 1"
+    )
+    facts["gain"] = read_rows(folder, "SELECT detail FROM event WHERE kind = 'gain'")
     facts["trained"] = read_rows(
         folder, "SELECT round, dataset_hash, status, revision FROM training_run ORDER BY round"
     )
@@ -129,6 +142,42 @@ def test_a_finished_run_does_nothing_again(tmp_path: Path) -> None:
     assert not [line for line in again if line[0] == "generate"]
 
 
+def _holders(log: Path) -> list[int]:
+    """Return the processes that have a run's worker log open: its workers."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            # Standard error is no regular entry of open_files() everywhere; /proc tells it plainly.
+            names = {p.resolve() for p in Path(f"/proc/{process.pid}/fd").iterdir()}
+        except (OSError, psutil.Error):
+            continue
+        if log.resolve() in names:
+            found.append(process.pid)
+    return found
+
+
+def _gone(log: Path, seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while _holders(log) and time.monotonic() < until:
+        time.sleep(0.1)
+    return not _holders(log)
+
+
+def test_a_worker_can_be_found_by_its_log(tmp_path: Path) -> None:
+    """The search for orphans finds a worker that lives."""
+    worker = Worker(tmp_path / "worker.log")
+
+    async def alive() -> list[int]:
+        await worker.start()
+        try:
+            return _holders(tmp_path / "worker.log")
+        finally:
+            await worker.close()
+
+    if Path("/proc").is_dir():
+        assert asyncio.run(alive())
+
+
 @pytest.fixture(scope="module")
 def trl_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe whose trainer is real TRL on a random tiny model."""
@@ -179,13 +228,7 @@ def test_killed_in_real_training_ends_like_undisturbed(trl_base: Path) -> None:
     # Progress within `train` is told by optimiser step: this is the third of four.
     died = _start(struck, [2, "train", 3, "during"])
     assert died.returncode == -signal.SIGKILL, died.stderr[-3000:]
-    orphans = [
-        p
-        for p in psutil.process_iter(["cmdline", "status"])
-        if "redistill.trainers.worker" in (p.info["cmdline"] or [])
-        and str(struck) in " ".join(p.info["cmdline"] or [])
-    ]
-    assert not orphans
+    assert _gone(struck / "runs/tiny/worker.log", seconds=5)
     published = {p.name for p in (struck / "runs/tiny/revisions").iterdir() if p.name[0] != "."}
     finished = _start(struck, None)
     assert finished.returncode == 0, finished.stderr[-3000:]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from redistill.agents.judges.program import Verifier
 from redistill.agents.loop import Place, prepare, resume, run
 from redistill.agents.recipe import Recipe, load_recipe
 from redistill.errors import BadInput, WrongWeights
@@ -78,6 +79,10 @@ def test_a_worse_challenger_is_sent_back(tmp_path: Path) -> None:
     assert [r["decision"] for r in found["rounds"]] == ["rejected", "rejected"]
     assert all(r["metric"]["ci_high"] < 0 for r in found["rounds"])
     assert found["gain"]["delta"] == 0
+    folder = tmp_path / "runs" / "fake"
+    tested = read_rows(folder, "SELECT DISTINCT step FROM completion WHERE split = 'test'")
+    assert [r["step"] for r in tested] == ["test_initial"]
+    assert len(read_rows(folder, "SELECT id FROM evaluation WHERE split = 'test'")) == 1
 
 
 def test_no_operator_sees_the_test_split(tmp_path: Path) -> None:
@@ -190,3 +195,37 @@ def test_a_bad_training_job_publishes_nothing(
     assert status in round_["reason"]
     assert round_["revision"] is None
     assert len(read_rows(folder, "SELECT id FROM revision")) == 1
+
+
+def test_a_judge_that_changed_is_not_gone_on_with(tmp_path: Path, monkeypatch: Any) -> None:
+    """A run whose judge is another now is refused: its values could not be compared."""
+    recipe = _load(tmp_path, fake_recipe())
+    place = Place(tmp_path / "runs", tmp_path / "cache")
+    folder = run(recipe, place=place)
+    monkeypatch.setattr(Verifier, "version", Verifier.version + 1)
+    with pytest.raises(BadInput, match="verifier is not what it was"):
+        resume(folder, place=place)
+
+
+def test_a_renamed_run_is_the_same_run(tmp_path: Path) -> None:
+    """After its folder is renamed, resume finds it finished, and makes no other run."""
+    place = Place(tmp_path / "runs", tmp_path / "cache")
+    folder = run(_load(tmp_path, fake_recipe()), place=place)
+    moved = folder.rename(folder.with_name("moved"))
+    before = read_rows(moved, "SELECT count(*) AS n FROM write_batch")
+    assert resume(moved, place=place) == moved
+    assert read_rows(moved, "SELECT count(*) AS n FROM write_batch") == before
+    assert not folder.exists()
+
+
+def test_thin_evidence_promotes_nothing(tmp_path: Path) -> None:
+    """Three held-out prompts that all improve have an interval without width, and prove nothing."""
+    rows = fake_prompts(train=24, heldout=3, test=20)
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    recipe = fake_recipe(rounds=1, gain=1.0)
+    loaded = load_recipe(yaml.safe_dump(recipe), "recipe.yaml", base=tmp_path)
+    found = summary(run(loaded, place=Place(tmp_path / "runs", tmp_path / "cache")))
+    [round_] = found["rounds"]
+    assert round_["metric"]["ci_low"] > 0
+    assert round_["decision"] == "rejected"
+    assert "prompts differ" in round_["reason"]

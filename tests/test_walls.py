@@ -194,7 +194,7 @@ def test_no_import_circles() -> None:
 
 def test_the_walls_would_be_seen_to_fall() -> None:
     """The rules above look at something: they find the imports that are known to be there."""
-    found = {(i.target, i.top) for i in _imports("agents.loop")}
+    found = {(i.target, i.top) for i in _imports("agents.opening")}
     assert (".store.store", True) in found
     assert (".policies.catalog", True) in found
     assert (".policies.transformers", False) in found

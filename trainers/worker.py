@@ -135,6 +135,10 @@ class Worker:
 def main() -> None:
     """Serve jobs from stdin until it closes."""
     _die_with_parent()
+    # A stop of the whole process group is the driver's to handle: it lets the job finish, and a job that
+    # died of it would be a round that failed. The driver's end, and its SIGKILL, end this process too.
+    for stop in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(stop, signal.SIG_IGN)
     events = _claim_stdout()
     _serve(_lines(sys.stdin), lambda event: print(json.dumps(event), file=events, flush=True))
 

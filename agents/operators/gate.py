@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from ...errors import StoreProblem
 from ...hashing import row_id
 from ...store.analysis import (
     PAIRED,
@@ -72,6 +74,8 @@ class Gate(Operator):
         guards = self._guards(answers)
         failed = [name for name, guard in guards.items() if not guard["held"]]
         verdict, reason = _verdict(found, failed)
+        if verdict == "promoted" and (doubt := self._doubt(turn, answers)):
+            verdict, reason = "rejected", f"not proven: {doubt}"
         numbers = {
             "champion_value": found.before,
             "challenger_value": found.after,
@@ -83,19 +87,46 @@ class Gate(Operator):
         }
         return decision_row(turn, verdict, reason, numbers) | {"id": identifier, "test": self.test}
 
+    def _doubt(self, turn: Turn, answers: list[Row]) -> str:
+        """Say why the evidence is too thin for any interval, or nothing.
+
+        A bootstrap of three prompts that all improved has no width. An exact sign test cannot reach the
+        level with fewer than log2(2 / (1 - level)) differing prompts, however they fall.
+        """
+        planned = len(turn.run.prompts("heldout"))
+        if len(answers) < _ANSWERED * planned:
+            return f"only {len(answers)} of {planned} held-out prompts have a value for both"
+        differing = sum(a["before"] != a["after"] for a in answers)
+        least = math.ceil(math.log2(2 / (1 - self.level)))
+        return f"only {differing} prompts differ, {least} are needed" if differing < least else ""
+
     def _evaluations(self, turn: Turn) -> tuple[str, str]:
-        """Return the newest evaluation of the champion and of the challenger under the same judge."""
-        found = []
-        for revision in (turn.champion, turn.challenger):
-            rows = turn.run.store.rows(
-                """
-                SELECT id::VARCHAR AS id FROM evaluation
-                WHERE split = 'heldout' AND revision = ? ORDER BY round DESC LIMIT 1
-                """,
-                [revision],
+        """Return the evaluations of champion and challenger: same prompts, same judge, same decoding.
+
+        Raises:
+            StoreProblem: one of them is missing.
+        """
+        [after] = turn.run.store.rows(
+            """
+            SELECT id::VARCHAR AS id, prompts_hash, judge_revision, decoding FROM evaluation
+            WHERE split = 'heldout' AND revision = ? AND (round < ? OR list_contains(?, step))
+            ORDER BY round DESC LIMIT 1
+            """,
+            [turn.challenger, turn.round, list(self.sources())],
+        )
+        before = turn.run.store.rows(
+            """
+            SELECT id::VARCHAR AS id FROM evaluation
+            WHERE split = 'heldout' AND revision = ? AND prompts_hash = ? AND judge_revision = ?
+              AND decoding = ? ORDER BY round DESC LIMIT 1
+            """,
+            [turn.champion, after["prompts_hash"], after["judge_revision"], after["decoding"]],
+        )
+        if not before:
+            raise StoreProblem(
+                f"round {turn.round}: the champion was never measured as its challenger is"
             )
-            found.append(str(rows[0]["id"]))
-        return found[0], found[1]
+        return str(before[0]["id"]), str(after["id"])
 
     def _guards(self, answers: list[Row]) -> dict[str, dict[str, Any]]:
         tokens = [sum(a[f"tokens_{side}"] for a in answers) / len(answers) for side in _SIDES]
@@ -124,6 +155,8 @@ class Gate(Operator):
 
 
 _SIDES = ("before", "after")
+_ANSWERED = 0.9
+"""Share of the held-out prompts that must have a value for both revisions."""
 
 
 def _verdict(found: Difference, failed: list[str]) -> tuple[str, str]:
