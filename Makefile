@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: $(STAMP)
 	$(BIN)/redistill quickstart --student $(STUDENT) --seed $(SEED) $(if $(NAME),--name $(NAME))
 
-# The same three rounds with the labels shuffled: no gain is expected.
+# The same three rounds with the labels shuffled: what gain is left is not the labels' work.
 control: $(STAMP)
 	$(BIN)/redistill quickstart --student $(STUDENT) --seed $(SEED) --control $(if $(NAME),--name $(NAME))
 

@@ -34,7 +34,7 @@ RESULTS = Path(__file__).parent / "results" / "round.json"
 STUDENT = "smollm2-135m"
 K, LONGEST, TEMPERATURE = 4, 32, 0.5
 SETTINGS = {
-    "learning_rate": 2e-5,
+    "learning_rate": 4e-5,
     "batch_size": 16,
     "micro_batch": 8,
     "steps": 12,
@@ -129,7 +129,7 @@ roles:
 round:
   - sample:   {{role: teacher, k: {K}, temperature: {TEMPERATURE}, max_tokens: {LONGEST}}}
   - score:    {{judge: verifier}}
-  - select:   {{where: verifier = 1, limit: 72}}
+  - select:   {{where: verifier = 1, order_by: slot, limit: 72}}
   - train:    {{trainer: {{sft: {json.dumps(SETTINGS)}}}}}
   - evaluate: {{judge: verifier, max_tokens: {LONGEST}}}
   - gate:     {{}}
@@ -274,7 +274,7 @@ def with_stock(folder: Path) -> None:
             max_steps=12,
             per_device_train_batch_size=8,
             gradient_accumulation_steps=2,
-            learning_rate=2e-5,
+            learning_rate=4e-5,
             gradient_checkpointing=False,
             save_strategy="no",
             report_to="none",
