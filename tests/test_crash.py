@@ -142,6 +142,30 @@ def test_a_finished_run_does_nothing_again(tmp_path: Path) -> None:
     assert not [line for line in again if line[0] == "generate"]
 
 
+def test_asked_to_stop_it_stops_at_the_next_chunk(tmp_path: Path) -> None:
+    """SIGTERM ends the run between two chunks with `TryLater`, and the resumed run has the same rows."""
+    calm, asked = _fake_base(tmp_path / "calm"), _fake_base(tmp_path / "asked")
+    assert _start(calm, None).returncode == 0
+    told = {"base": str(asked), "kill": None, "log": str(asked / "log.jsonl")}
+    with subprocess.Popen(
+        [sys.executable, "-P", str(CHILD)],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdin is not None
+        child.stdin.write(json.dumps(told))
+        child.stdin.close()
+        while not (asked / "log.jsonl").exists() or len(_log(asked)) < 4:
+            time.sleep(0.01)
+        child.terminate()
+        assert child.stderr is not None
+        said = child.stderr.read()
+    assert "TryLater: stopped; go on with: redistill resume fake" in said
+    assert _start(asked, None).returncode == 0
+    assert _facts(asked, "fake") == _facts(calm, "fake")
+
+
 def _holders(log: Path) -> list[int]:
     """Return the processes that have a run's worker log open: its workers."""
     found = []
