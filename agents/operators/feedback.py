@@ -21,7 +21,31 @@ JudgeSpec = Annotated[
 """How a recipe names a judge; in Python the judge itself will do."""
 
 
-class Score(Operator):
+class Judging(Operator):
+    """What steps that ask a judge have in common."""
+
+    judge: JudgeSpec
+    """A judge's name, `{name: {settings}}`, or `module:callable`."""
+
+    def load_judge(self) -> Judge:
+        """Return the judge, ready to be asked."""
+        return load(self.judge, f"{self.step}.judge")
+
+    def judges(self) -> Mapping[str, str]:
+        """The one judge of the step."""
+        judge = self.load_judge()
+        return {judge.name: judge.revision}
+
+    def check(self, where: str) -> list[Problem]:
+        """Find a judge that does not exist or has wrong settings."""
+        try:
+            load(self.judge, f"{where}.judge")
+        except BadInput as error:
+            return list(error.problems)
+        return []
+
+
+class Score(Judging):
     """Let a judge give each completion a value in [0, 1].
 
     Survey family: feedback (Eq. 7). A judgement that fails is a row with a status and no value.
@@ -33,21 +57,6 @@ class Score(Operator):
 
     of: str | tuple[str, ...] = ()
     """Steps whose completions are judged; the one earlier step that makes some."""
-    judge: JudgeSpec
-    """A judge's name, `{name: {settings}}`, or `module:callable`."""
-
-    def load_judge(self) -> Judge:
-        """Return the judge, ready to be asked."""
-        return load(self.judge, f"{self.step}.judge")
-
-    def judges(self) -> Mapping[str, str]:
-        """The one judge that scores."""
-        judge = self.load_judge()
-        return {judge.name: judge.revision}
-
-    def check(self, where: str) -> list[Problem]:
-        """Find a judge that does not exist or has wrong settings."""
-        return judge_problems(self.judge, where)
 
     async def advance(self, turn: Turn) -> Advance:
         """Judge one chunk of completions."""
@@ -59,12 +68,3 @@ class Score(Operator):
             rows = await judge_chunk(turn, self.load_judge(), answers)
             turn.commit(rows, time.monotonic() - began)
         return turn.advance(turn.chunks(completions))
-
-
-def judge_problems(spec: str | dict[str, Any], where: str) -> list[Problem]:
-    """Return what is wrong with a judge's spec."""
-    try:
-        load(spec, f"{where}.judge")
-    except BadInput as error:
-        return list(error.problems)
-    return []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, ClassVar, Literal
 
@@ -20,12 +19,11 @@ from ...types import Split
 from .. import plugins
 from ..answer import Asked, answer
 from ..dataset import Sources, prepare
-from ..judge import Judge, load
 from ..operator import Advance, Makes, Operator, Turn
 from ..roles import STUDENT
 from ..training import run_job
 from ..verdicts import judge_chunk
-from .feedback import JudgeSpec, judge_problems
+from .feedback import Judging
 
 
 class Train(Operator):
@@ -107,7 +105,7 @@ class Train(Operator):
         return Advance(1)
 
 
-class Evaluate(Operator):
+class Evaluate(Judging):
     """Let the challenger answer the held-out prompts, and judge its answers.
 
     An evaluation is kept by (revision, prompts, judge, decoding), so that a champion is measured once.
@@ -117,25 +115,10 @@ class Evaluate(Operator):
     makes: ClassVar[Makes] = "evaluation"
     needs: ClassVar[tuple[Makes, ...]] = ()
 
-    judge: JudgeSpec
-    """The judge of the held-out evidence."""
     temperature: float = Field(0.0, ge=0, le=4)
     """0 is greedy."""
     max_tokens: int = Field(256, ge=1)
     """Longest answer."""
-
-    def load_judge(self) -> Judge:
-        """Return the judge, ready to be asked."""
-        return load(self.judge, f"{self.step}.judge")
-
-    def judges(self) -> Mapping[str, str]:
-        """The one judge of the evidence."""
-        judge = self.load_judge()
-        return {judge.name: judge.revision}
-
-    def check(self, where: str) -> list[Problem]:
-        """Find a judge that does not exist or has wrong settings."""
-        return judge_problems(self.judge, where)
 
     @property
     def sampling(self) -> Sampling:
