@@ -155,7 +155,11 @@ def _prompts() -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
     prompts = load_prompts(PromptSource(file="redistill:forms.jsonl"), Path(), 0)
     split = {s: [p for p in prompts if p.split == s] for s in ("train", "heldout", "test")}
     # The quickstart's round, with fewer evaluations: those are the sampler's work in every arm.
-    return split["train"][:96], split["heldout"][:EVALUATED], split["test"][:EVALUATED]
+    # Every nth, because the file has the prompts of one form side by side.
+    heldout, test = (
+        split[s][:: len(split[s]) // EVALUATED][:EVALUATED] for s in ("heldout", "test")
+    )
+    return split["train"][:96], heldout, test
 
 
 def _teacher() -> Any:
