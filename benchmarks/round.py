@@ -114,6 +114,7 @@ def _recipe(folder: Path) -> Any:
         {
             "messages": [m.as_dict() for m in p.messages],
             "verify": dict(p.verify or {}),
+            "tags": list(p.tags),
             "split": p.split,
         }
         for part in _prompts()
@@ -155,11 +156,7 @@ def _prompts() -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
     prompts = load_prompts(PromptSource(file="redistill:forms.jsonl"), Path(), 0)
     split = {s: [p for p in prompts if p.split == s] for s in ("train", "heldout", "test")}
     # The quickstart's round, with fewer evaluations: those are the sampler's work in every arm.
-    # Every nth, because the file has the prompts of one form side by side.
-    heldout, test = (
-        split[s][:: len(split[s]) // EVALUATED][:EVALUATED] for s in ("heldout", "test")
-    )
-    return split["train"][:96], heldout, test
+    return split["train"][:96], split["heldout"][:EVALUATED], split["test"][:EVALUATED]
 
 
 def _teacher() -> Any:
