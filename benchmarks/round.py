@@ -324,9 +324,9 @@ def _generate(
 
 
 ARMS: dict[str, Callable[[Path], None]] = {
-    "redistill": with_redistill,
-    "plain": with_plain,
     "stock": with_stock,
+    "plain": with_plain,
+    "redistill": with_redistill,
 }
 
 
