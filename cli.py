@@ -103,7 +103,11 @@ def quickstart(
     seed: Seed = None,
     name: Name = None,
     control: Annotated[
-        bool, typer.Option("--control", help="Shuffle the labels that train: what gain is left is not the labels' work.")
+        bool,
+        typer.Option(
+            "--control",
+            help="Shuffle the labels that train: what gain is left is not the labels' work.",
+        ),
     ] = False,
     runs: Runs = RUNS,
     as_json: Json = False,
