@@ -50,6 +50,10 @@ class Item:
     chosen: str
     rejected: str | None
     weight: float
+    selection_id: str | None = None
+    pair_id: str | None = None
+    margin: float | None = None
+    probability: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +113,8 @@ def _items(turn: Turn, step: str, kind: str) -> list[Item]:
     """Read the curated rows in their own order; pairs train supervised as their chosen side."""
     selected = turn.run.store.rows(
         """
-        SELECT prompt_id::VARCHAR AS prompt_id, completion_id::VARCHAR AS chosen, NULL AS rejected, weight
+        SELECT prompt_id::VARCHAR AS prompt_id, completion_id::VARCHAR AS chosen, NULL AS rejected, weight,
+               id::VARCHAR AS selection_id
         FROM selection WHERE round = ? AND step = ? ORDER BY position
         """,
         [turn.round, step],
@@ -117,7 +122,7 @@ def _items(turn: Turn, step: str, kind: str) -> list[Item]:
     paired = turn.run.store.rows(
         """
         SELECT prompt_id::VARCHAR AS prompt_id, chosen_id::VARCHAR AS chosen,
-               rejected_id::VARCHAR AS rejected, 1.0::DOUBLE AS weight
+               rejected_id::VARCHAR AS rejected, weight, id::VARCHAR AS pair_id, margin, probability
         FROM pair WHERE round = ? AND step = ? ORDER BY id
         """,
         [turn.round, step],
@@ -258,7 +263,11 @@ def _training_row(
         "prompt_id": item.prompt_id,
         "completion_id": item.chosen,
         "rejected_id": item.rejected,
+        "selection_id": item.selection_id,
+        "pair_id": item.pair_id,
         "weight": item.weight,
+        "margin": item.margin,
+        "probability": item.probability,
         "tokens_from": "sampled",
         "created_at": now(),
         "reference_chosen": None,

@@ -267,6 +267,7 @@ def _begin_round(plan: Plan, run: RunContext, round_: int) -> str:
             "position": position,
             "operator": step.name,
             "settings": step.model_dump_json(by_alias=True),
+            "origin": "round",
             "created_at": now(),
         }
         for position, step in enumerate(stage.steps, start=1)

@@ -45,6 +45,8 @@ def _facts(turn: Turn, judge: Judge, completion: Completion, verdict: Judgement)
         "id": identifier,
         "round": turn.round,
         "step": turn.step,
+        "mode": "score",
+        "aspect": "",
         "completion_id": completion.id,
         "judge": judge.name,
         "judge_revision": judge.revision,

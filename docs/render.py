@@ -1,4 +1,4 @@
-"""Render from the code what documents repeat of it: the first migration and the reference pages.
+"""Render from the code what documents repeat of it: the reference pages.
 
 `python docs/render.py` writes them, `--check` says which are stale; a test runs the check.
 """
@@ -16,7 +16,7 @@ import typer
 import redistill
 from redistill.cli import app
 from redistill.report.listing import listing
-from redistill.store.tables import render, render_page
+from redistill.store.tables import render_page
 
 ROOT = Path(__file__).parents[1]
 _NOTE = "Rendered from the code by `make docs`; a test keeps it so.\n"
@@ -25,8 +25,6 @@ _NOTE = "Rendered from the code by `make docs`; a test keeps it so.\n"
 def pages() -> dict[Path, str]:
     """Return every rendered file by its path."""
     return {
-        ROOT
-        / "store/sql/0001_initial.sql": f"-- Rendered from tables.py by `make schema`.\n{render()}",
         ROOT / "docs/tables.md": render_page(),
         ROOT / "docs/cli.md": _commands(),
         ROOT / "docs/python.md": _names(),

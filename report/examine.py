@@ -17,7 +17,8 @@ from .. import __version__
 from ..errors import RedistillError, StoreProblem
 from ..policies.revision import MANIFEST, Revision
 from ..store.query import read_rows
-from ..store.tables import TABLES, Table
+from ..store.table import Table
+from ..store.tables import TABLES
 from .console import clean
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ def _recipe(folder: Path, run: dict[str, Any]) -> Check:
 
 
 def _keys(folder: Path) -> Iterator[Check]:
-    """Find rows that are there twice: no index keeps them unique, see `store/tables.py`."""
+    """Find rows that are there twice: no index keeps them unique, see `store/table.py`."""
     found = []
     for table in TABLES:
         key = ", ".join(_whole_key(table))

@@ -21,6 +21,7 @@ WITH side AS (
       ON c.round = e.round AND c.step = e.step AND c.revision = e.revision AND c.split = e.split
     JOIN judgement j ON j.completion_id = c.id AND j.round = c.round
                     AND j.judge_revision = e.judge_revision
+                    AND j.mode = 'score' AND j.aspect = ''
     WHERE e.id IN (?, ?)
     GROUP BY ALL
 )

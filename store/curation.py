@@ -32,6 +32,7 @@ WITH scored AS (
     SELECT c.prompt_id, c.id, c.finish_reason, arg_max(j.value, j.attempt) AS value
     FROM completion c
     JOIN judgement j ON j.completion_id = c.id AND j.round = c.round AND j.judge = $judge
+                    AND j.mode = 'score' AND j.aspect = ''
     WHERE c.round = $round AND list_contains($steps, c.step) AND c.split = 'train'
     GROUP BY c.prompt_id, c.id, c.finish_reason, c.text_hash
     HAVING value IS NOT NULL

@@ -31,7 +31,8 @@ from .. import __version__
 from ..errors import Busy, EnvironmentProblem, StoreProblem
 from ..hashing import content_hash, row_id
 from .migrate import migrate
-from .tables import BY_NAME, Table
+from .table import Table
+from .tables import BY_NAME
 from .text import storable, storable_json
 
 T = TypeVar("T")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+VIEWS = ("answers",)
+"""Names of the views."""
+
 ANSWERS_ABOUT = (
     "One row an answer: what was asked, what came, what each judge thought, what it was used for"
 )

@@ -159,6 +159,7 @@ def pair_row(round_: int, prompt_id: str, chosen: Completion, rejected: Completi
         "rule": "best_worst",
         "margin": 1.0,
         "probability": 1.0,
+        "weight": 1.0,
         "created_at": now(),
     }
 
@@ -173,6 +174,7 @@ def training_row(round_: int, job: str, place: int, pair: Row) -> Row:
         "split": "train",
         "training_run_id": job,
         "position": place,
+        "pair_id": pair["id"],
         "prompt_id": pair["prompt_id"],
         "completion_id": pair["chosen_id"],
         "rejected_id": pair["rejected_id"],

@@ -164,6 +164,7 @@ class _Writer:
                 "position": place,
                 "operator": step.name,
                 "settings": step.model_dump_json(by_alias=True),
+                "origin": "round",
                 "created_at": now(),
             }
             for place, step in enumerate(self.recipe.stage_of(round_)[1].steps, start=1)
@@ -214,6 +215,8 @@ class _Writer:
                 "id": row_id("judgement", round=round_, step=step, parents=[c.id]),
                 "round": round_,
                 "step": step,
+                "mode": "score",
+                "aspect": "",
                 "completion_id": c.id,
                 "judge": judge.name,
                 "judge_revision": judge.revision,
@@ -248,7 +251,7 @@ class _Writer:
     def _train(self, round_: int, start: str, *, failed: bool) -> str | None:
         job = row_id("training_run", run=self.recipe.key, round=round_, step="train")
         pairs = self.store.rows(
-            "SELECT prompt_id::VARCHAR AS prompt_id, chosen_id::VARCHAR AS chosen_id, "
+            "SELECT id::VARCHAR AS id, prompt_id::VARCHAR AS prompt_id, chosen_id::VARCHAR AS chosen_id, "
             "rejected_id::VARCHAR AS rejected_id FROM pair WHERE round = ? ORDER BY id",
             [round_],
         )

@@ -69,6 +69,8 @@ def judgement(word: str, value: float | None, **changed: Any) -> Row:
         "id": row_id("judgement", word=word, judge=changed.get("judge", "verifier")),
         "round": 1,
         "step": "score",
+        "mode": "score",
+        "aspect": "",
         "completion_id": identifier(word),
         "judge": "verifier",
         "judge_revision": "j",
@@ -97,6 +99,7 @@ def pair(**changed: Any) -> Row:
         "rule": "best_worst",
         "margin": 1.0,
         "probability": 1.0,
+        "weight": 1.0,
         "created_at": WHEN,
     } | changed
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import lzma
 import math
 import os
 import random
@@ -10,8 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from importlib import resources
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,14 @@ from store_rows import (
 
 from redistill.errors import EnvironmentProblem, StoreProblem
 from redistill.store import migrate as migrations
-from redistill.store.store import FILE, SNAPSHOT, Rows, Store, content
+from redistill.store.store import FILE, SNAPSHOT, Row, Rows, Store, content
 from redistill.store.tables import BY_NAME, TABLES, render
 from redistill.store.text import storable
+from redistill.store.views import VIEWS
 
 JUDGES = ["verifier", "longest"]
+STORES = Path(__file__).parent / "stores"
+"""A store that each older version of the schema has made."""
 
 
 @pytest.fixture
@@ -64,27 +68,62 @@ def _event(store: Store, word: str, chunk: int = 0, detail: str = "{}") -> bool:
 # -- the schema
 
 
-def test_the_first_migration_is_rendered_from_the_tables() -> None:
-    """The SQL file and the declaration cannot drift apart."""
-    text = (resources.files("redistill.store") / "sql" / "0001_initial.sql").read_text("utf-8")
-    sql = "\n".join(line for line in text.split("\n") if not line.startswith("--"))
-    assert sql == render()
+_SHAPE = (
+    (
+        "SELECT table_name, column_index, column_name, data_type, is_nullable, column_default, comment "
+        "FROM duckdb_columns() WHERE NOT internal AND table_name NOT IN ($others) ORDER BY ALL"
+    ),
+    "SELECT table_name, comment FROM duckdb_tables() WHERE table_name NOT IN ($others) ORDER BY ALL",
+    (
+        "SELECT table_name, constraint_type, constraint_text FROM duckdb_constraints() "
+        "WHERE table_name NOT IN ($others) ORDER BY ALL"
+    ),
+)
 
 
-def test_all_migrations_give_exactly_the_declared_columns(store: Store) -> None:
-    """A fresh store has the declared tables, columns, types and NULLs, in their order."""
-    found = store.rows(
-        "SELECT table_name, column_name, data_type, is_nullable FROM duckdb_columns() "
-        "WHERE NOT internal AND table_name NOT IN ('schema_migration', 'answers') "
-        "ORDER BY table_name, column_index"
-    )
-    wider = {"TIMESTAMPTZ": "TIMESTAMP WITH TIME ZONE"}
-    declared = [
-        (table.name, c.name, wider.get(c.type, c.type), c.null)
-        for table in sorted(TABLES, key=lambda t: t.name)
-        for c in table.columns
-    ]
-    assert [tuple(row.values()) for row in found] == declared
+def _shape(ask: Callable[[str], list[Row]]) -> list[list[Row]]:
+    others = "'schema_migration', " + ", ".join(f"'{view}'" for view in VIEWS)
+    return [ask(sql.replace("$others", others)) for sql in _SHAPE]
+
+
+def _declared() -> list[list[Row]]:
+    with duckdb.connect(":memory:") as connection:
+        connection.execute(render())
+
+        def ask(sql: str) -> list[Row]:
+            result = connection.execute(sql)
+            names = [d[0] for d in result.description or ()]
+            return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+
+        return _shape(ask)
+
+
+def test_all_migrations_make_exactly_what_is_declared(store: Store) -> None:
+    """Columns, types, NULLs, comments and checks: the SQL files and the tables cannot drift apart."""
+    assert _shape(store.rows) == _declared()
+
+
+@pytest.mark.parametrize("old", sorted(STORES.glob("v*.duckdb.xz")), ids=lambda file: file.name[:2])
+def test_a_store_of_every_older_version_opens(tmp_path: Path, old: Path) -> None:
+    """It is brought to the declared shape, a copy of it is kept, and every row is still there."""
+    (tmp_path / "store.duckdb").write_bytes(lzma.decompress(old.read_bytes()))
+    before = _counts(tmp_path / "store.duckdb")
+    with contextlib.closing(Store(tmp_path, ["verifier"])) as store:
+        assert _shape(store.rows) == _declared()
+        assert {t: store.rows(f"SELECT count(*) AS n FROM {t}")[0]["n"] for t in before} == before
+        assert store.rows("SELECT count(*) AS n FROM answers")[0]["n"] == before["completion"] > 100
+    assert _counts(tmp_path / f"store.duckdb.bak-{old.name[:2]}") == before
+
+
+def _counts(file: Path) -> dict[str, int]:
+    with duckdb.connect(str(file), read_only=True) as connection:
+        tables = connection.execute(
+            "SELECT table_name FROM duckdb_tables() WHERE table_name <> 'schema_migration'"
+        ).fetchall()
+        return {
+            table: connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0]
+            for (table,) in tables
+        }
 
 
 def test_every_table_and_column_says_what_it_means(store: Store) -> None:
@@ -95,7 +134,7 @@ def test_every_table_and_column_says_what_it_means(store: Store) -> None:
     )
     columns = store.rows(
         "SELECT table_name, column_name FROM duckdb_columns() WHERE NOT internal "
-        "AND comment IS NULL AND table_name NOT IN ('schema_migration', 'answers')"
+        "AND comment IS NULL AND table_name NOT IN " + str(("schema_migration", *VIEWS))
     )
     assert (tables, columns) == ([], [])
 
@@ -414,14 +453,14 @@ def test_an_older_store_is_migrated_with_a_copy_of_it(
     first = Store(tmp_path)
     _event(first, "e")
     first.close()
-    later = migrations.Migration(2, "0002_more.sql", "ALTER TABLE event ADD COLUMN more INTEGER")
+    later = migrations.Migration(9, "0009_more.sql", "ALTER TABLE event ADD COLUMN more INTEGER")
     every = [*migrations.migrations(), later]
     monkeypatch.setattr(migrations, "migrations", lambda: every)
     second = Store(tmp_path)
     assert _open_elsewhere(tmp_path).startswith(f"{FILE} is in use")
     assert second.rows("SELECT more FROM event") == [{"more": None}]
     second.close()
-    with duckdb.connect(str(tmp_path / f"{FILE}.bak-v1"), read_only=True) as connection:
+    with duckdb.connect(str(tmp_path / f"{FILE}.bak-v2"), read_only=True) as connection:
         assert connection.execute("SELECT count(*) FROM event").fetchone() == (1,)
     Store(tmp_path).close()
 
@@ -432,7 +471,7 @@ def test_a_migration_that_fails_changes_nothing(
     """It is one transaction: half of it is never seen, and the store opens with the old version."""
     Store(tmp_path).close()
     bad = "ALTER TABLE event ADD COLUMN more INTEGER; SELECT nothing FROM nowhere"
-    every = [*migrations.migrations(), migrations.Migration(2, "0002_bad.sql", bad)]
+    every = [*migrations.migrations(), migrations.Migration(9, "0009_bad.sql", bad)]
     with monkeypatch.context() as patch:
         patch.setattr(migrations, "migrations", lambda: every)
         with pytest.raises(EnvironmentProblem):

@@ -24,6 +24,7 @@ FLOORS = {
     "agents": 3,
     "": 4,
     "cli": 4,
+    "commands": 4,
     "report": 4,
     "testing": 4,
 }

@@ -130,5 +130,6 @@ class Pair(Operator):
             "rule": self.rule,
             "margin": pair.margin,
             "probability": pair.probability,
+            "weight": 1.0,
             "created_at": now(),
         }

@@ -83,6 +83,7 @@ class Gate(Operator):
             "ci_low": found.ci_low,
             "ci_high": found.ci_high,
             "n": found.n,
+            "level": self.level,
             "guards": json.dumps(guards),
         }
         return decision_row(turn, verdict, reason, numbers) | {"id": identifier, "test": self.test}
@@ -173,7 +174,9 @@ def _verdict(found: Difference, failed: list[str]) -> tuple[str, str]:
 def decision_row(turn: Turn, decision: str, reason: str, numbers: Row) -> Row:
     """Make a decision's row; what was not measured is NULL."""
     reads = turn.run.store.rows("SELECT count(*) AS n FROM decision WHERE n > 0")[0]["n"]
-    unmeasured = dict.fromkeys(("champion_value", "challenger_value", "delta", "ci_low", "ci_high"))
+    unmeasured = dict.fromkeys(
+        ("champion_value", "challenger_value", "delta", "ci_low", "ci_high", "level")
+    )
     return {
         "id": row_id("decision", run=turn.run.key, round=turn.round),
         "round": turn.round,

@@ -169,6 +169,7 @@ class Evaluate(Judging):
             SELECT count(j.value) AS n, coalesce(avg(j.value), 0) AS value
             FROM completion c JOIN judgement j ON j.completion_id = c.id AND j.round = c.round
             WHERE c.round = ? AND c.step = ? AND j.judge_revision = ?
+              AND j.mode = 'score' AND j.aspect = ''
             """,
             [turn.round, turn.step, judge.revision],
         )

@@ -10,7 +10,7 @@ WITH champion AS (
 verdict AS (
     -- No judge can be named so: its name is one word.
     SELECT judgement.completion_id AS "of completion"{judge_values}
-    FROM judgement GROUP BY judgement.completion_id
+    FROM judgement WHERE judgement.mode = 'score' AND judgement.aspect = '' GROUP BY judgement.completion_id
 ),
 used AS (
     SELECT id, CASE WHEN bool_or(chosen) THEN 'chosen' ELSE 'rejected' END AS used_as

@@ -1,0 +1,113 @@
+"""Commands that ask what is there; they write nothing into a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .shared import (
+    RUNS,
+    Json,
+    RunName,
+    Runs,
+    load_text,
+    print_age,
+    print_json,
+    read_recipe,
+    terminal,
+)
+
+
+def status(run: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
+    """Show the rounds of a run, what was decided, and the gain."""
+    from ..report.console import gain_line, rounds_table
+    from ..report.summary import summary
+
+    found = summary(runs / run)
+    if as_json:
+        print_json(found)
+        return
+    console = terminal()
+    console.print(rounds_table(found))
+    for row in found["rounds"]:
+        if row["reason"]:
+            console.print(f"round {row['round']}: {row['reason']}", highlight=False, markup=False)
+    if found["stopped_by"]:
+        console.print(f"stopped: {found['stopped_by']}", style="red", highlight=False, markup=False)
+    console.print(gain_line(found), highlight=False)
+    print_age(found["snapshot_age_seconds"])
+
+
+def query(
+    run: RunName,
+    sql: Annotated[str, typer.Argument(help="One SQL statement; see `redistill list views`.")],
+    as_json: Json = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    parquet: Annotated[Path | None, typer.Option(help="Write a Parquet file.")] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Ask the store of a run in SQL, read-only, while it runs or after."""
+    from ..report.rows import show_rows
+    from ..store.query import query as ask
+
+    answer = ask(runs / run, sql)
+    show_rows(terminal(), answer.table, as_json=as_json, csv=csv, parquet=parquet)
+    print_age(answer.age_seconds)
+
+
+def list_(
+    what: Annotated[
+        str, typer.Argument(help="operators judges trainers recipes models views runs")
+    ],
+    runs: Runs = RUNS,
+    as_json: Json = False,
+) -> None:
+    """List what there is: operators, judges, trainers, recipes, models, views, runs."""
+    from ..report.listing import listing, show_listing
+
+    found = listing(what, runs)
+    if as_json:
+        print_json(found)
+    else:
+        show_listing(terminal(), found)
+
+
+def show(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe that ships, or a recipe's file.")],
+    student: Annotated[
+        str | None, typer.Option(help="For quickstart: smollm2-135m or tiny.")
+    ] = None,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="With every stage and setting in full.")
+    ] = False,
+) -> None:
+    """Print a recipe; `redistill run` on that text gives the same run."""
+    from ..report.starting import recipe_text
+
+    text = recipe_text(recipe, student)
+    base = Path(recipe).parent if Path(recipe).is_file() else Path()
+    typer.echo(load_text(text, recipe, base, []).to_yaml() if resolved else text, nl=resolved)
+
+
+def graph(
+    recipe: Annotated[str, typer.Argument(help="A recipe, or a run.")],
+    runs: Runs = RUNS,
+) -> None:
+    """Print the graph of a round as Mermaid."""
+    from ..report.drawing import mermaid
+
+    home = runs / recipe / "recipe.yaml"
+    typer.echo(mermaid(read_recipe(str(home) if home.exists() else recipe, None)))
+
+
+def report(
+    run: RunName,
+    out: Annotated[Path | None, typer.Option(help="File to write; report.html of the run.")] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Write one self-contained page about a run."""
+    from ..report.page import write_page
+
+    typer.echo(str(write_page(runs / run, out)))
