@@ -58,6 +58,8 @@ CREATE TABLE prompt (
     messages_hash VARCHAR NOT NULL,
     details_hash VARCHAR NOT NULL,
     tools_hash VARCHAR,
+    parent_id UUID,
+    completion_id UUID,
     tags VARCHAR[] NOT NULL,
     source VARCHAR NOT NULL,
     licence VARCHAR NOT NULL,
@@ -66,12 +68,14 @@ CREATE TABLE prompt (
 );
 COMMENT ON TABLE prompt IS 'What is asked, with what its checker needs';
 COMMENT ON COLUMN prompt.id IS 'Hash of what was asked for; a retry has the same id';
-COMMENT ON COLUMN prompt.round IS '0: prompts are there before the first round';
+COMMENT ON COLUMN prompt.round IS 'Round that proposed it; 0 where it was there before';
 COMMENT ON COLUMN prompt.split IS 'train, heldout or test';
 COMMENT ON COLUMN prompt.position IS 'Place in its split, from 0';
 COMMENT ON COLUMN prompt.messages_hash IS 'content.hash of the JSON list of messages';
 COMMENT ON COLUMN prompt.details_hash IS 'content.hash of verify, answer, reference, privileged';
 COMMENT ON COLUMN prompt.tools_hash IS 'content.hash of the JSON list of tools that may be called';
+COMMENT ON COLUMN prompt.parent_id IS 'prompt.id that it was evolved from';
+COMMENT ON COLUMN prompt.completion_id IS 'completion.id that proposed it';
 COMMENT ON COLUMN prompt.tags IS 'key:value labels';
 COMMENT ON COLUMN prompt.source IS 'Where it comes from';
 COMMENT ON COLUMN prompt.licence IS 'Licence of the source';
@@ -103,6 +107,8 @@ CREATE TABLE completion (
     sampling JSON NOT NULL,
     tokens INTEGER,
     seconds DOUBLE NOT NULL,
+    training_run_id UUID,
+    optimizer_step INTEGER,
     source VARCHAR,
     licence VARCHAR,
     created_at TIMESTAMPTZ NOT NULL,
@@ -132,6 +138,8 @@ COMMENT ON COLUMN completion.temperature IS '0 is greedy; NULL if unknown';
 COMMENT ON COLUMN completion.sampling IS 'All sampling settings';
 COMMENT ON COLUMN completion.tokens IS 'Tokens of the answer, end token included; NULL if unknown';
 COMMENT ON COLUMN completion.seconds IS 'Its share of the wall time of its chunk';
+COMMENT ON COLUMN completion.training_run_id IS 'training_run.id that sampled it while it trained';
+COMMENT ON COLUMN completion.optimizer_step IS 'Its optimizer step, from 1';
 COMMENT ON COLUMN completion.source IS 'Where it comes from, if imported';
 COMMENT ON COLUMN completion.licence IS 'Licence of the source';
 COMMENT ON COLUMN completion.created_at IS 'When the row was made, UTC';
@@ -144,16 +152,19 @@ CREATE TABLE completion_tokens (
     round INTEGER NOT NULL,
     token_ids INTEGER[] NOT NULL,
     logprobs FLOAT[] NOT NULL,
+    rewards FLOAT[],
     trainable BOOLEAN[],
     answer_from INTEGER,
     CHECK (len(token_ids) = len(logprobs)),
-    CHECK (trainable IS NULL OR len(trainable) = len(token_ids))
+    CHECK (trainable IS NULL OR len(trainable) = len(token_ids)),
+    CHECK (rewards IS NULL OR len(rewards) = len(token_ids))
 );
 COMMENT ON TABLE completion_tokens IS 'Token ids and raw log-probs as they were sampled';
 COMMENT ON COLUMN completion_tokens.completion_id IS 'completion.id';
 COMMENT ON COLUMN completion_tokens.round IS 'From 1; 0 is the baseline before the first round';
 COMMENT ON COLUMN completion_tokens.token_ids IS 'As sampled, end token included';
 COMMENT ON COLUMN completion_tokens.logprobs IS 'Natural log, T = 1, before top-k and top-p';
+COMMENT ON COLUMN completion_tokens.rewards IS 'What each token earned, for on-policy losses';
 COMMENT ON COLUMN completion_tokens.trainable IS 'Tokens that the policy spoke itself; NULL: all';
 COMMENT ON COLUMN completion_tokens.answer_from IS 'Index of the first token after thinking; NULL: 0';
 INSERT INTO completion_tokens BY NAME SELECT * FROM completion_tokens_1;
@@ -205,6 +216,7 @@ CREATE TABLE judgement (
     probability DOUBLE,
     raw DOUBLE,
     parts JSON NOT NULL,
+    partial BOOLEAN,
     text_hash VARCHAR,
     reply_hash VARCHAR,
     tokens_in INTEGER,
@@ -243,6 +255,7 @@ COMMENT ON COLUMN judgement.value IS 'In [0, 1]; of two compared: how far the fi
 COMMENT ON COLUMN judgement.probability IS 'Probability of the verdict, where the judge gives one';
 COMMENT ON COLUMN judgement.raw IS 'The judge''s own number';
 COMMENT ON COLUMN judgement.parts IS 'Named parts of the verdict';
+COMMENT ON COLUMN judgement.partial IS 'Whether members of a jury were missing';
 COMMENT ON COLUMN judgement.text_hash IS 'content.hash of the judge''s words: reasons, critique';
 COMMENT ON COLUMN judgement.reply_hash IS 'content.hash of the raw reply';
 COMMENT ON COLUMN judgement.tokens_in IS 'Tokens that the judge read';
@@ -331,7 +344,7 @@ CREATE TABLE admission (
     judge_revision VARCHAR NOT NULL,
     exam VARCHAR NOT NULL,
     exam_hash VARCHAR NOT NULL,
-    admitted BOOLEAN NOT NULL,
+    verdict VARCHAR NOT NULL,
     reason VARCHAR NOT NULL,
     n INTEGER NOT NULL,
     accuracy DOUBLE,
@@ -339,7 +352,8 @@ CREATE TABLE admission (
     ci_high DOUBLE,
     swap_consistency DOUBLE,
     detail JSON NOT NULL,
-    created_at TIMESTAMPTZ NOT NULL
+    created_at TIMESTAMPTZ NOT NULL,
+    CHECK (verdict IN ('admitted', 'refused', 'unproven'))
 );
 COMMENT ON TABLE admission IS 'An exam of a judge on labelled rows, and whether its labels may train';
 COMMENT ON COLUMN admission.id IS 'Hash of what was asked for; a retry has the same id';
@@ -349,7 +363,7 @@ COMMENT ON COLUMN admission.judge IS 'Name of the judge';
 COMMENT ON COLUMN admission.judge_revision IS 'Hash of the judge';
 COMMENT ON COLUMN admission.exam IS 'Name of the labelled rows';
 COMMENT ON COLUMN admission.exam_hash IS 'Content hash of the labelled rows';
-COMMENT ON COLUMN admission.admitted IS 'Whether its labels may train';
+COMMENT ON COLUMN admission.verdict IS 'admitted: its labels may train; refused; or unproven';
 COMMENT ON COLUMN admission.reason IS 'One line for people';
 COMMENT ON COLUMN admission.n IS 'Labelled rows with a verdict';
 COMMENT ON COLUMN admission.accuracy IS 'Share of verdicts that agree with the label';
@@ -464,6 +478,7 @@ CREATE TABLE revision (
     folder VARCHAR NOT NULL,
     training_run_id UUID,
     base VARCHAR,
+    precision VARCHAR,
     created_at TIMESTAMPTZ NOT NULL
 );
 COMMENT ON TABLE revision IS 'A set of weights';
@@ -473,6 +488,7 @@ COMMENT ON COLUMN revision.parent IS 'revision.id that it was trained from';
 COMMENT ON COLUMN revision.folder IS 'Relative to the run''s folder';
 COMMENT ON COLUMN revision.training_run_id IS 'training_run.id that made it';
 COMMENT ON COLUMN revision.base IS 'revision.id under an adapter';
+COMMENT ON COLUMN revision.precision IS 'Precision in which it is loaded; NULL is float32';
 COMMENT ON COLUMN revision.created_at IS 'When the row was made, UTC';
 INSERT INTO revision BY NAME SELECT * FROM revision_1;
 DROP TABLE revision_1;
@@ -548,6 +564,7 @@ CREATE TABLE charge (
     reservation_id UUID,
     role VARCHAR NOT NULL,
     model VARCHAR NOT NULL,
+    host VARCHAR,
     purpose VARCHAR NOT NULL,
     status VARCHAR NOT NULL,
     tokens_in BIGINT NOT NULL,
@@ -565,6 +582,7 @@ COMMENT ON COLUMN charge.step IS 'Name of the step in the round';
 COMMENT ON COLUMN charge.reservation_id IS 'reservation.id that covers it';
 COMMENT ON COLUMN charge.role IS 'Role that spoke';
 COMMENT ON COLUMN charge.model IS 'Name of the model';
+COMMENT ON COLUMN charge.host IS 'Host that was called';
 COMMENT ON COLUMN charge.purpose IS 'sample, judge or score';
 COMMENT ON COLUMN charge.status IS 'ok, or what went wrong';
 COMMENT ON COLUMN charge.tokens_in IS 'Tokens read';

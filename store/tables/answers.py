@@ -20,7 +20,7 @@ ANSWERS: tuple[Table, ...] = (
         "What is asked, with what its checker needs",
         (
             ID,
-            column("round", "INTEGER", "0: prompts are there before the first round"),
+            column("round", "INTEGER", "Round that proposed it; 0 where it was there before"),
             SPLIT,
             column("position", "INTEGER", "Place in its split, from 0"),
             column("messages_hash", "VARCHAR", "content.hash of the JSON list of messages"),
@@ -32,6 +32,8 @@ ANSWERS: tuple[Table, ...] = (
                 "VARCHAR?",
                 "content.hash of the JSON list of tools that may be called",
             ),
+            column("parent_id", "UUID?", "prompt.id that it was evolved from"),
+            column("completion_id", "UUID?", "completion.id that proposed it"),
             column("tags", "VARCHAR[]", "key:value labels"),
             column("source", "VARCHAR", "Where it comes from"),
             column("licence", "VARCHAR", "Licence of the source"),
@@ -94,6 +96,8 @@ ANSWERS: tuple[Table, ...] = (
                 "tokens", "INTEGER?", "Tokens of the answer, end token included; NULL if unknown"
             ),
             column("seconds", "DOUBLE", "Its share of the wall time of its chunk"),
+            column("training_run_id", "UUID?", "training_run.id that sampled it while it trained"),
+            column("optimizer_step", "INTEGER?", "Its optimizer step, from 1"),
             column("source", "VARCHAR?", "Where it comes from, if imported"),
             column("licence", "VARCHAR?", "Licence of the source"),
             CREATED,
@@ -111,6 +115,7 @@ ANSWERS: tuple[Table, ...] = (
             ROUND,
             column("token_ids", "INTEGER[]", "As sampled, end token included"),
             column("logprobs", "FLOAT[]", "Natural log, T = 1, before top-k and top-p"),
+            column("rewards", "FLOAT[]?", "What each token earned, for on-policy losses"),
             column("trainable", "BOOLEAN[]?", "Tokens that the policy spoke itself; NULL: all"),
             column("answer_from", "INTEGER?", "Index of the first token after thinking; NULL: 0"),
         ),
@@ -118,6 +123,7 @@ ANSWERS: tuple[Table, ...] = (
         checks=(
             "len(token_ids) = len(logprobs)",
             "trainable IS NULL OR len(trainable) = len(token_ids)",
+            "rewards IS NULL OR len(rewards) = len(token_ids)",
         ),
     ),
     Table(

@@ -29,6 +29,7 @@ COSTS: tuple[Table, ...] = (
             column("reservation_id", "UUID?", "reservation.id that covers it"),
             column("role", "VARCHAR", "Role that spoke"),
             column("model", "VARCHAR", "Name of the model"),
+            column("host", "VARCHAR?", "Host that was called"),
             column("purpose", "VARCHAR", "sample, judge or score"),
             column("status", "VARCHAR", "ok, or what went wrong"),
             column("tokens_in", "BIGINT", "Tokens read"),

@@ -35,6 +35,7 @@ JUDGEMENTS: tuple[Table, ...] = (
             ),
             column("raw", "DOUBLE?", "The judge's own number"),
             column("parts", "JSON", "Named parts of the verdict"),
+            column("partial", "BOOLEAN?", "Whether members of a jury were missing"),
             column("text_hash", "VARCHAR?", "content.hash of the judge's words: reasons, critique"),
             column("reply_hash", "VARCHAR?", "content.hash of the raw reply"),
             column("tokens_in", "INTEGER?", "Tokens that the judge read"),
@@ -123,7 +124,7 @@ JUDGEMENTS: tuple[Table, ...] = (
             column("judge_revision", "VARCHAR", "Hash of the judge"),
             column("exam", "VARCHAR", "Name of the labelled rows"),
             column("exam_hash", "VARCHAR", "Content hash of the labelled rows"),
-            column("admitted", "BOOLEAN", "Whether its labels may train"),
+            column("verdict", "VARCHAR", "admitted: its labels may train; refused; or unproven"),
             column("reason", "VARCHAR", "One line for people"),
             column("n", "INTEGER", "Labelled rows with a verdict"),
             column("accuracy", "DOUBLE?", "Share of verdicts that agree with the label"),
@@ -133,5 +134,6 @@ JUDGEMENTS: tuple[Table, ...] = (
             column("detail", "JSON", "Every other number: baselines, strata, statuses"),
             CREATED,
         ),
+        checks=(one_of("verdict", ("admitted", "refused", "unproven")),),
     ),
 )

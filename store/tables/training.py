@@ -138,6 +138,7 @@ TRAINING: tuple[Table, ...] = (
             column("folder", "VARCHAR", "Relative to the run's folder"),
             column("training_run_id", "UUID?", "training_run.id that made it"),
             column("base", "VARCHAR?", "revision.id under an adapter"),
+            column("precision", "VARCHAR?", "Precision in which it is loaded; NULL is float32"),
             CREATED,
         ),
     ),
