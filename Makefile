@@ -10,7 +10,7 @@ NAME    ?=
 # packages of the same name.
 export PYTHONSAFEPATH = 1
 
-.PHONY: setup quickstart control test test-slow lint format schema docs bench clean
+.PHONY: setup quickstart control test test-slow lint format schema docs bench bench-store clean
 
 setup: $(STAMP)
 
@@ -54,6 +54,10 @@ schema docs: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/round.py
+
+# A million completions and three million judgements, beside SQLite: about five minutes.
+bench-store: $(STAMP)
+	$(BIN)/python benchmarks/store.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
