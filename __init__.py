@@ -26,8 +26,10 @@ _HOMES = {
     "Select": "agents.operators.curate",
     "Store": "store.store",
     "Train": "agents.operators.improve",
+    "dataset": "store.arrow",
     "resume": "agents.loop",
     "run": "agents.loop",
+    "to_parquet": "store.arrow",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from .commands import course, keeping, reading
+from .commands import course, files, keeping, lineage, reading, second_thoughts
 from .errors import BadInput, EnvironmentProblem, RedistillError
 
 app = typer.Typer(
@@ -60,9 +60,20 @@ for command in (
     reading.show,
     reading.graph,
     reading.report,
+    lineage.lineage,
+    second_thoughts.apply,
+    second_thoughts.diff,
+    second_thoughts.fork,
+    second_thoughts.compare,
+    files.export,
+    files.contamination,
     keeping.doctor,
+    keeping.backup,
+    keeping.restore,
+    keeping.forget,
 ):
     app.command()(command)
+app.command("import")(files.import_)
 app.command("list")(reading.list_)
 
 
@@ -91,6 +102,7 @@ _MACHINE = frozenset(
     [
         errno.ENOSPC,
         errno.EDQUOT,
+        errno.EFBIG,
         errno.EACCES,
         errno.EPERM,
         errno.EROFS,

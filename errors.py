@@ -3,11 +3,13 @@
 1. A user's mistake is a `BadInput`: found before a model loads or a call is paid, shown as one line a
    problem (what, where, why, what to do), exit code 2. All problems of a file come in one go.
 2. A thing in use by another process is `Busy` (exit 3); a machine that lacks something is
-   `EnvironmentProblem` (exit 4); what may work later is `TryLater` (exit 75).
+   `EnvironmentProblem` (exit 4): a package, memory, a full disk. What was asked to stop and only has to be
+   asked again is `TryLater` (exit 75).
 3. A failed judgement, an unfinished answer, a training job that went wrong are *data*: a status on a row.
    They are never an exception that ends the run, and never a score.
 4. `WrongWeights` and `StoreProblem` mean that going on could write a false fact: the run stops, keeps
-   what is committed, and can be resumed.
+   what is committed, and can be resumed. A store that is damaged, newer, or no store is a file that the
+   user has to replace, so `StoreProblem` ends with exit 2; nothing is written into it.
 5. Anything else is a bug in redistill and ends with a traceback.
 
 Only `cli.main` turns these into text and exit codes.
@@ -15,7 +17,11 @@ Only `cli.main` turns these into text and exit codes.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_FULL_SAID = ("No space left on device", "File too large", "Disk quota exceeded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +81,15 @@ class TryLater(RedistillError):
 
 class StoreProblem(RedistillError):
     """The store refuses, or holds what it must not hold; nothing was overwritten."""
+
+    exit_code = 2
+
+
+def no_space(error: BaseException) -> bool:
+    """Whether an error says that nothing more could be written; libraries wrap the system's in their own."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    return any(said in str(error) for said in _FULL_SAID)
 
 
 class WrongWeights(RedistillError):

@@ -66,12 +66,12 @@ class Completion:
     text: str
     """The answer without its end token."""
     token_ids: TokenIds
-    """As sampled, the end token included where the answer ended."""
+    """As sampled, the end token included where the answer ended; empty where it was imported."""
     logprobs: tuple[float, ...]
     """Raw log-probs (T = 1, before truncation), one a token."""
     finish_reason: FinishReason
     revision: str
-    """Content hash of the weights that spoke."""
+    """Content hash of the weights that spoke; empty where it was imported."""
 
     @property
     def ended(self) -> bool:

@@ -19,11 +19,12 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
 
-from ..errors import BadInput, RedistillError, TryLater
+from ..errors import BadInput, RedistillError, StoreProblem, TryLater
 from ..hashing import row_id
 from ..store import facts
 from ..store.analysis import PAIRED, Difference, paired_bootstrap, paired_parameters
-from ..store.store import Row, Store, now
+from ..store.backup import GRAPH
+from ..store.store import FILE, Row, Store, now
 from ..trainers.trainer import BUILTINS as TRAINERS
 from ..trainers.worker import Worker
 from .opening import RECIPE, Place, Plan, only_one, open_cast, prepared, run_context, write_opening
@@ -100,6 +101,8 @@ def resume(folder: Path, *, place: Place | None = None, progress: Progress | Non
 
 def _run(plan: Plan, progress: Progress) -> Path:
     """Open everything, walk the plan, close everything."""
+    if (plan.folder / GRAPH).exists() and not (plan.folder / FILE).exists():
+        raise StoreProblem(f"{plan.folder / FILE} is gone; restore the run from a backup")
     store = Store(plan.folder, list(plan.recipe.judges()))
     worker = Worker(plan.folder / "worker.log", warm=_warm(plan.recipe))
     cast = None
@@ -139,7 +142,7 @@ async def _walk(plan: Plan, run: RunContext) -> None:
     recipe, store = plan.recipe, run.store
     initial = str(store.rows("SELECT student FROM run")[0]["student"])
     evaluate = recipe.evaluate
-    async with AsyncSqliteSaver.from_conn_string(str(plan.folder / "graph.sqlite")) as saver:
+    async with AsyncSqliteSaver.from_conn_string(str(plan.folder / GRAPH)) as saver:
         walker = _Walker(run, saver, recipe)
         baseline = build_measurement(evaluate, "baseline", "heldout")
         await walker.walk(baseline, "baseline", 0, initial)
@@ -177,6 +180,7 @@ class _Walker:
         config: Any = {"configurable": {"thread_id": f"{self.recipe.name}:{name}"}}
         control = RunControl()
         snapshot = await compiled.aget_state(config)
+        _refuse_loss(self.run.store, snapshot.values.get("committed", 0))
         if snapshot.created_at is not None and not snapshot.next:
             return
         begun = snapshot.created_at is not None
@@ -193,6 +197,21 @@ class _Walker:
                 raise _stopped(self.run.folder) from error
         if control.drain_requested:  # asked for in the graph's last chunk, which ends it by itself
             raise _stopped(self.run.folder)
+
+
+def _refuse_loss(store: Store, seen: int) -> None:
+    """Refuse to go on when the graph has seen more chunks in the ledger than are there.
+
+    A store that lost its write-ahead log opens without a word; this count lies in another file.
+
+    Raises:
+        StoreProblem: chunks that were committed are gone.
+    """
+    if (there := facts.committed(store)) < seen:
+        raise StoreProblem(
+            f"{seen} chunks were committed and {there} are in the store: it has lost rows; "
+            "restore the run from a backup"
+        )
 
 
 def _stopped(folder: Path) -> TryLater:
@@ -291,8 +310,9 @@ def _write_gain(run: RunContext, evaluate: Any, initial: str, last: int) -> None
     turn = Turn(run, last, "gain", 0, facts.champion(run.store))
     if turn.done:
         return
-    before = evaluate.key(turn, initial, "test")
-    after = evaluate.key(turn, turn.champion, "test")
+    before, after = (
+        evaluate.stored(turn, revision, "test")[0]["id"] for revision in (initial, turn.champion)
+    )
     answers = run.store.rows(PAIRED, paired_parameters(before, after))
     detail = gain_of(answers, seed=before) | {"evaluations": [before, after]}
     event = {

@@ -23,10 +23,11 @@ from ..policies import catalog
 from ..policies.policy import Policy
 from ..policies.revision import Revision
 from ..store import facts
-from ..store.store import Row, Store, now
+from ..store.store import FILE, Row, Store, now
 from ..trainers.worker import Worker
 from . import plugins
 from .cast import Cast
+from .forgotten import refuse_forgotten
 from .operator import Progress, RunContext
 from .prompts import load_prompts, ships
 from .recipe import Recipe, load_recipe
@@ -61,7 +62,7 @@ def prepared(recipe: Recipe, place: Place) -> Plan:
         BadInput: the recipe is wrong, or another recipe has this name already.
         EnvironmentProblem: a model or a package that it needs cannot be had.
     """
-    folder = _run_folder(place.runs, recipe.name)
+    folder = run_folder(place.runs, recipe.name)
     recipe = _anchored(recipe)
     prompts = load_prompts(recipe.prompts, recipe.base, recipe.seed)
     stagings = {name: Staging(name, role, recipe.base) for name, role in recipe.roles.items()}
@@ -69,7 +70,7 @@ def prepared(recipe: Recipe, place: Place) -> Plan:
     return Plan(_settle(recipe, folder), folder, prompts, stagings, place.cache)
 
 
-def _run_folder(runs: Path, name: str) -> Path:
+def run_folder(runs: Path, name: str) -> Path:
     """Return the folder of a run.
 
     Raises:
@@ -129,6 +130,10 @@ def _settle(recipe: Recipe, folder: Path) -> Recipe:
                 "choose another name with --name, or remove the folder",
             )
         return before.model_copy(update={"execution": recipe.execution})
+    if (folder / FILE).exists():
+        raise BadInput.at(
+            "", f"run {recipe.name!r} holds imports", "choose another name with --name"
+        )
     settled = _with_inputs(recipe, folder)
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f"{RECIPE}.tmp"
@@ -197,7 +202,7 @@ def open_cast(plan: Plan) -> Cast:
     """Resolve every policy, and put the initial student into the run."""
     initial, student = _open_policy(plan, plan.recipe.student)
     revisions = plan.folder / "revisions"
-    _adopt(initial, revisions)
+    adopt(initial, revisions)
     policies: dict[str, Policy] = {STUDENT: student}
     others: dict[str, Revision] = {}
     for name, role in plan.recipe.roles.items():
@@ -224,18 +229,19 @@ def _open_policy(plan: Plan, spec: str) -> tuple[Revision, Policy]:
     return model.revision, TransformersPolicy(model.revision, threads=threads)
 
 
-def _adopt(revision: Revision, revisions: Path) -> None:
-    """Link a revision into the run, so that the run is whole without the cache."""
+def adopt(revision: Revision, revisions: Path) -> None:
+    """Link a revision into the run, so that the run is whole without the cache or another run."""
     target = revisions / revision.id
     if target.exists():
         return
     aside = revisions / f".adopt-{revision.id}"
     shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(revision.folder, aside, copy_function=_link_or_copy)
+    shutil.copytree(revision.folder, aside, copy_function=link_or_copy)
     aside.rename(target)
 
 
-def _link_or_copy(source: str, target: str) -> None:
+def link_or_copy(source: str, target: str) -> None:
+    """Link a file, or copy it where the file system cannot."""
     try:
         os.link(source, target)
     except OSError:  # another file system
@@ -264,16 +270,6 @@ def run_context(
 def write_opening(plan: Plan, store: Store, cast: Cast) -> None:
     """Write the run, its prompts and the initial revision."""
     recipe = plan.recipe
-    opening_run = {
-        "id": row_id("run", key=recipe.key),
-        "name": recipe.name,
-        "key": recipe.key,
-        "seed": recipe.seed,
-        "recipe": json.dumps(recipe.resolved()),
-        "student": cast.initial,
-        "redistill_version": __version__,
-        "created_at": now(),
-    }
     revision: Row = {
         "id": cast.initial,
         "round": 0,
@@ -282,10 +278,26 @@ def write_opening(plan: Plan, store: Store, cast: Cast) -> None:
         "training_run_id": None,
         "created_at": now(),
     }
-    rows = {"run": [opening_run], "revision": [revision], **facts.prompt_rows(plan.prompts)}
+    run = run_row(recipe, cast.initial)
+    rows = {"run": [run], "revision": [revision], **facts.prompt_rows(plan.prompts)}
     store.commit(rows, round=0, step="begin", chunk=0)
     _same_as_begun(recipe, store, cast)
+    refuse_forgotten(recipe, store)
     store.publish(force=True)
+
+
+def run_row(recipe: Recipe, initial: str) -> Row:
+    """Return the one row that says whose store it is."""
+    return {
+        "id": row_id("run", key=recipe.key),
+        "name": recipe.name,
+        "key": recipe.key,
+        "seed": recipe.seed,
+        "recipe": json.dumps(recipe.resolved()),
+        "student": initial,
+        "redistill_version": __version__,
+        "created_at": now(),
+    }
 
 
 def _same_as_begun(recipe: Recipe, store: Store, cast: Cast) -> None:
@@ -302,7 +314,13 @@ def _same_as_begun(recipe: Recipe, store: Store, cast: Cast) -> None:
         raise BadInput.at("prompts", "a data file is not what it was when this run began", way_out)
     steps = [step for stage in recipe.stages for step in stage.steps]
     revisions = {revision for step in steps for revision in step.judges().values()}
-    for row in store.rows("SELECT DISTINCT judge, judge_revision FROM judgement"):
+    # Judgements of steps that were applied or imported are no part of the recipe, and never train.
+    own = """
+        SELECT DISTINCT j.judge, j.judge_revision FROM judgement j WHERE NOT EXISTS (
+            SELECT 1 FROM step s WHERE s.round = j.round AND s.step = j.step AND s.origin <> 'round'
+        )
+    """
+    for row in store.rows(own):
         if row["judge_revision"] not in revisions:
             raise BadInput.at(
                 "judge", f"{row['judge']} is not what it was when this run began", way_out

@@ -6,8 +6,6 @@ licence?, split?}`. Every problem of a file is told in one go, by line.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -17,8 +15,10 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import BadInput, Problem
-from ..hashing import content_hash, row_id
-from ..store.text import storable
+from ..hashing import content_hash
+from ..store.facts import prompt_id
+from ..store.lines import json_row
+from ..store.traces import FORGOTTEN
 from ..types import Message, Prompt, Split
 from .judges.checkers import check_spec
 from .plugins import did_you_mean
@@ -37,7 +37,6 @@ _KEYS = [
 ]
 _SHOWN = 5
 _SHIPPED = "redistill:"
-_LINE_LIMIT = 4 << 20
 
 
 class PromptSource(BaseModel):
@@ -104,7 +103,7 @@ def read_rows(path: str, base: Path, where: str) -> Iterator[tuple[int, dict[str
     rows: list[tuple[int, dict[str, Any]]] = []
     for number, line in enumerate(raw.split(b"\n"), start=1):
         if line.strip():
-            row = _row(line, f"{path}:{number}")
+            row = json_row(line, f"{path}:{number}")
             if isinstance(row, Problem):
                 problems.append(row)
             else:
@@ -112,47 +111,6 @@ def read_rows(path: str, base: Path, where: str) -> Iterator[tuple[int, dict[str
     if problems:
         raise BadInput(*first_few(problems))
     yield from rows
-
-
-def _row(line: bytes, where: str) -> dict[str, Any] | Problem:
-    if len(line) > _LINE_LIMIT:
-        return Problem(where, f"the line has {len(line)} bytes", f"at most {_LINE_LIMIT}")
-    try:
-        row = json.loads(
-            line.decode("utf-8"),
-            parse_constant=_no_constant,
-            parse_float=_finite,
-            object_pairs_hook=_once,
-        )
-        if b"\\u" in line and storable(text := json.dumps(row, ensure_ascii=False)) != text:
-            return Problem(where, "holds half of a surrogate pair", "write the character itself")
-    except UnicodeDecodeError as error:
-        return Problem(where, f"no UTF-8: {error.reason} at byte {error.start}", "save it as UTF-8")
-    except json.JSONDecodeError as error:  # its own text would call each line "line 1"
-        return Problem(where, f"no valid JSON: {error.msg} at column {error.colno}")
-    except (ValueError, RecursionError) as error:
-        return Problem(where, f"no valid JSON: {error}")
-    if not isinstance(row, dict):
-        return Problem(where, f"must be an object, not {type(row).__name__}")
-    return row
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _finite(number: str) -> float:
-    if math.isinf(value := float(number)):
-        raise ValueError(f"{number} is too large a number")
-    return value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        names = [key for key, _ in pairs]
-        raise ValueError(f"{next(k for k in names if names.count(k) > 1)!r} is given twice")
-    return row
 
 
 def first_few(problems: list[Problem]) -> list[Problem]:
@@ -180,6 +138,7 @@ def load_prompts(source: PromptSource, base: Path, seed: int) -> list[Prompt]:
     found: dict[str, Prompt] = {}
     asked: dict[tuple[Message, ...], tuple[Split, str]] = {}
     faults: list[Problem] = []
+    forgotten = False
     for path, split in source.files():
         try:
             rows = list(read_rows(path, base, "prompts"))
@@ -187,6 +146,9 @@ def load_prompts(source: PromptSource, base: Path, seed: int) -> list[Prompt]:
             problems += error.problems
             continue
         for number, row in rows:
+            if row == FORGOTTEN:
+                forgotten = True
+                continue
             where = f"{path}:{number}"
             prompt = _prompt(row, split, source, where)
             if isinstance(prompt, Problem):
@@ -199,7 +161,7 @@ def load_prompts(source: PromptSource, base: Path, seed: int) -> list[Prompt]:
             found.setdefault(prompt.id, prompt)
     prompts = list(found.values())
     problems += first_few(faults)
-    if not problems:
+    if not problems and not forgotten:  # what is then missing, the store knows
         problems += _missing_splits(prompts)
     if problems:
         raise BadInput(*problems)
@@ -223,11 +185,7 @@ def _prompt(
         return Problem(where, f"tags must be a list of texts, not {tags!r}")
     if "verify" in row and (faults := check_spec(row["verify"], f"{where} verify")):
         return faults[0]
-    identifier = row_id(
-        "prompt",
-        messages=[m.as_dict() for m in messages],
-        details={k: row.get(k) for k in ("verify", "answer", "reference", "privileged")},
-    )
+    identifier = prompt_id(messages, row)
     own = row.get("split")
     if own is not None and own not in get_args(Split):
         return Problem(where, f"split is {own!r}", "one of train, heldout, test")

@@ -20,6 +20,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
 
 from ..hashing import row_id
+from ..store.facts import committed
 from ..store.store import now
 from .operator import Advance, Operator, RunContext, Turn
 from .operators.gate import decision_row
@@ -37,6 +38,8 @@ class RoundState(TypedDict):
     decision: str
     cursor: int
     """The next chunk of the running step; -1 when it is finished."""
+    committed: int
+    """Chunks in the store's ledger when the state was written: a count that the store itself cannot lose."""
 
 
 class Node(Protocol):
@@ -53,7 +56,9 @@ Graph = StateGraph[RoundState, RunContext, RoundState, RoundState]
 
 def opening(round_: int, champion: str, challenger: str = "") -> RoundState:
     """Return the state in which a graph begins."""
-    return RoundState(round=round_, champion=champion, challenger=challenger, decision="", cursor=0)
+    return RoundState(
+        round=round_, champion=champion, challenger=challenger, decision="", cursor=0, committed=0
+    )
 
 
 def build_round(steps: Sequence[Operator]) -> Graph:
@@ -89,6 +94,7 @@ def _node(step: str, advance: Callable[[Turn], Awaitable[Advance]]) -> Node:
         turn = _turn(state, runtime, step)
         found = await advance(turn)
         update: dict[str, Any] = {"cursor": -1 if found.cursor is None else found.cursor}
+        update["committed"] = committed(runtime.context.store)
         if found.cursor is None:
             runtime.context.store.publish()
         if found.challenger:
@@ -139,7 +145,11 @@ def _end(name: str) -> Node:
             rows["decision"] = [decision_row(turn, "rejected", _why(turn), {})]
         turn.commit(rows, 0.0)
         runtime.context.store.publish(force=True)
-        return {"decision": "promoted" if name == PROMOTE else "rejected", "cursor": -1}
+        return {
+            "decision": "promoted" if name == PROMOTE else "rejected",
+            "cursor": -1,
+            "committed": committed(runtime.context.store),
+        }
 
     return node
 

@@ -20,7 +20,7 @@ from .operators.improve import Train
 
 _STAGE_KEYS = ("repeat", "set", "round")
 # Nodes of the graph and steps of the ledger that the loop makes itself, and keys of the graph's state.
-_RESERVED_STEPS = frozenset(
+RESERVED_STEPS = frozenset(
     [
         "begin",
         "promote",
@@ -31,6 +31,7 @@ _RESERVED_STEPS = frozenset(
         "test_champion",
         "gain",
         "stopped",
+        "forked",
         "round",
         "champion",
         "challenger",
@@ -295,7 +296,7 @@ def _check_round(steps: Sequence[Operator], where: str) -> list[Problem]:
                 Problem(where, f"two steps are named {step.step!r}", "name one with `as:`")
             )
         plain = step.step.isidentifier() and not step.step.startswith("_")
-        if step.step in _RESERVED_STEPS or not plain:
+        if step.step in RESERVED_STEPS or not plain:
             problems.append(
                 Problem(where, f"{step.step!r} cannot name a step", "choose another word")
             )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from ..errors import EnvironmentProblem
 from ..hashing import row_id
 from ..store.store import Row, now
 from ..trainers.trainer import Job, Result, Trainer
@@ -28,6 +29,12 @@ async def run_job(turn: Turn, name: str, trainer: Trainer) -> str:
         rows = pq.read_metadata(job.rows).num_rows
         await run.cast.release()
         result = await _train(turn, trainer, rows)
+        if result.status == "no_space":
+            # A full disk says nothing of the training: the round is not decided by it.
+            raise EnvironmentProblem(
+                f"round {turn.round} {turn.step}: {result.message}; what was committed is kept, "
+                "and the run can be resumed"
+            )
         turn.commit(_rows(turn, name, trainer, job, result), time.monotonic() - began)
         if result.status != "trained":
             run.progress.note(f"round {turn.round}: nothing published: {result.message}")

@@ -104,6 +104,8 @@ def resume(run: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
 
     folder = runs / run
     if not (folder / RECIPE).exists():
+        if folder.is_dir():
+            raise BadInput.at("", f"run {run!r} has no recipe to go on with", "it holds imports")
         raise BadInput.at(
             "", f"no run {run!r} in {runs}", "`redistill list runs` shows what is there"
         )

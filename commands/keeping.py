@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .shared import RUNS, Json, Runs, cache_folder, print_json, terminal
+from .shared import RUNS, Json, RunName, Runs, cache_folder, print_json, terminal
 
 
 def doctor(
@@ -15,12 +16,75 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Examine this machine, and a run's store and revisions."""
-    from ..report.examine import examine, show_examination
+    from ..report.examine import examine, exit_code, show_examination
 
     found = examine(runs / run if run else None, cache_folder())
     if as_json:
         print_json(found)
     else:
         show_examination(terminal(), found)
-    if any(check["state"] == "bad" for check in found):
-        raise typer.Exit(4)
+    if code := exit_code(found):
+        raise typer.Exit(code)
+
+
+def backup(
+    run: RunName,
+    out: Annotated[
+        Path | None, typer.Option(help="Archive to write; RUN-TIME.tar beside the run.")
+    ] = None,
+    runs: Runs = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Put all that a run needs into one archive, while it runs or after."""
+    from ..report.keeping import back_up, show_backup
+
+    found = back_up(runs / run, out)
+    if as_json:
+        print_json(found)
+    else:
+        show_backup(terminal(), found)
+
+
+def restore(
+    archive: Annotated[Path, typer.Argument(help="What `redistill backup` wrote.")],
+    name: Annotated[str | None, typer.Option("--as", help="Another name for the run.")] = None,
+    runs: Runs = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Make a run of an archive, checked byte by byte first; never over a run that is there."""
+    from ..report.keeping import bring_back, show_restored
+
+    found = bring_back(archive, name, runs)
+    if as_json:
+        print_json(found)
+    else:
+        show_restored(terminal(), found)
+
+
+def forget(
+    run: RunName,
+    where: Annotated[
+        str,
+        typer.Option(help="SQL condition over `answers`, for example \"prompt LIKE '%Jane%'\"."),
+    ],
+    prompts: Annotated[
+        bool, typer.Option("--prompts", help="Their prompts too, and all answers to those.")
+    ] = False,
+    reason: Annotated[str, typer.Option(help="One line to keep; write no private text.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Do it. It cannot be undone.")] = False,
+    runs: Runs = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Blank the text of answers everywhere in a run; rows and ids stay.
+
+    The texts, their tokens, what judges said of them, and what job files, exports and logs hold of them.
+    Answers of exactly the same text go too. Without --yes it only says what would go.
+    """
+    from ..report.keeping import forget as forget_answers
+    from ..report.keeping import show_forgotten
+
+    found = forget_answers(runs / run, where, prompts=prompts, reason=reason, sure=yes)
+    if as_json:
+        print_json(found)
+    else:
+        show_forgotten(terminal(), found)

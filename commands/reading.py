@@ -30,7 +30,8 @@ def status(run: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
         print_json(found)
         return
     console = terminal()
-    console.print(rounds_table(found))
+    if found["state"] != "imports":
+        console.print(rounds_table(found))
     for row in found["rounds"]:
         if row["reason"]:
             console.print(f"round {row['round']}: {row['reason']}", highlight=False, markup=False)
@@ -41,25 +42,33 @@ def status(run: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
 
 
 def query(
-    run: RunName,
+    run: Annotated[
+        list[str], typer.Argument(help="Name of the run, or of several.", show_default=False)
+    ],
     sql: Annotated[str, typer.Argument(help="One SQL statement; see `redistill list views`.")],
     as_json: Json = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     parquet: Annotated[Path | None, typer.Option(help="Write a Parquet file.")] = None,
     runs: Runs = RUNS,
 ) -> None:
-    """Ask the store of a run in SQL, read-only, while it runs or after."""
-    from ..report.rows import show_rows
-    from ..store.query import query as ask
+    """Ask the store of a run in SQL, read-only, while it runs or after.
 
-    answer = ask(runs / run, sql)
+    Of several runs, each view and table is the union, with a column `run`; each run stands beside them
+    under its own name, as in `SELECT count(*) FROM "first".answers`.
+    """
+    from ..report.rows import show_rows
+    from ..store.query import query_runs
+    from .bounds import bounded
+
+    with bounded():
+        answer = query_runs([runs / name for name in run], sql)
     show_rows(terminal(), answer.table, as_json=as_json, csv=csv, parquet=parquet)
     print_age(answer.age_seconds)
 
 
 def list_(
     what: Annotated[
-        str, typer.Argument(help="operators judges trainers recipes models views runs")
+        str, typer.Argument(help="operators judges trainers recipes models views formats runs")
     ],
     runs: Runs = RUNS,
     as_json: Json = False,

@@ -16,6 +16,7 @@ import typer
 import redistill
 from redistill.cli import app
 from redistill.report.listing import listing
+from redistill.store.format import find_format
 from redistill.store.tables import render_page
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +29,7 @@ def pages() -> dict[Path, str]:
         ROOT / "docs/tables.md": render_page(),
         ROOT / "docs/cli.md": _commands(),
         ROOT / "docs/python.md": _names(),
+        ROOT / "docs/formats.md": _formats(),
         **{
             ROOT / f"docs/{kind}.md": _listed(kind, title)
             for kind, title in (
@@ -73,6 +75,15 @@ def _names() -> str:
         parts.append(f"## {name}\n\nFrom `{home}`.\n\n{inspect.cleandoc(thing.__doc__ or '')}\n")
         if inspect.isfunction(thing):
             parts.append(f"```python\n{name}{inspect.signature(thing)}\n```\n")
+    return "\n".join(parts)
+
+
+def _formats() -> str:
+    """Return the page of the formats, each with its manual."""
+    parts = ["# Formats: what comes in and goes out\n", _NOTE]
+    for entry in listing("formats", Path("runs")):
+        manual = inspect.getdoc(type(find_format(entry["name"]))) or ""
+        parts.append(f"## {entry['name']}\n\nHolds {entry['holds']}; {entry['for']}.\n\n{manual}\n")
     return "\n".join(parts)
 
 

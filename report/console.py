@@ -139,6 +139,8 @@ def rounds_table(run: Row) -> Table:
 def gain_line(run: Row) -> str:
     """Return the sentence that says what the run was worth."""
     gain = run["gain"]
+    if run["state"] == "imports":
+        return "a run of imports: nothing was trained; see `redistill query` and `export`"
     if not gain:
         return "no gain measured yet: the run is not finished"
     if not gain["n"]:

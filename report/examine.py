@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from .. import __version__
-from ..errors import RedistillError, StoreProblem
-from ..policies.revision import MANIFEST, Revision
-from ..store.query import read_rows
-from ..store.table import Table
-from ..store.tables import TABLES
+from ..policies.revision import MANIFEST
 from .console import clean
+from .integrity import Check, examine_run
+from .integrity import check as _check
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-State = Literal["ok", "note", "bad"]
-Check = dict[str, str]
 
 _CORE = ("duckdb", "langgraph", "pyarrow", "pydantic")
 _TRAIN = ("torch", "transformers", "trl")
@@ -38,7 +31,8 @@ _LEAST_MEMORY = 4e9
 def examine(run_folder: Path | None, cache: Path) -> list[Check]:
     """Examine this machine, and a run where one is given.
 
-    Each check: `name`, `state` (ok; note, which stops nothing; bad), `detail`, `fix`.
+    Each check: `name`, `state` (ok; note, which stops nothing; bad), `detail`, `fix`; those of a run have
+    `of`: run.
 
     Args:
         run_folder: the run to examine too.
@@ -48,7 +42,13 @@ def examine(run_folder: Path | None, cache: Path) -> list[Check]:
         BadInput: there is no such run.
     """
     checks = [*_machine(), *_packages(), *_models(cache)]
-    return checks + (list(_run(run_folder)) if run_folder else [])
+    return checks + (examine_run(run_folder) if run_folder else [])
+
+
+def exit_code(found: list[Check]) -> int:
+    """Return 2 where a run is not what it should be, 4 where the machine is not, else 0."""
+    bad = {check.get("of", "machine") for check in found if check["state"] == "bad"}
+    return 2 if "run" in bad else 4 if bad else 0
 
 
 def show_examination(console: Console, found: list[Check]) -> None:
@@ -66,10 +66,6 @@ def show_examination(console: Console, found: list[Check]) -> None:
     console.print(table)
     bad = sum(check["state"] == "bad" for check in found)
     console.print(f"{len(found)} checks, {bad} bad", highlight=False)
-
-
-def _check(name: str, state: State, detail: str, fix: str = "") -> Check:
-    return {"name": name, "state": state, "detail": detail, "fix": fix}
 
 
 # -- the machine
@@ -194,208 +190,3 @@ def _models(cache: Path) -> Iterator[Check]:
         else "may be asked; not tried"
     )
     yield _check("Hugging Face hub", "note" if offline else "ok", told)
-
-
-# -- a run
-
-
-def _run(folder: Path) -> Iterator[Check]:
-    """Examine a run; what cannot be read ends the examination."""
-    try:
-        [run] = read_rows(folder, "SELECT name, key, redistill_version FROM run")
-    except StoreProblem as error:
-        fix = "`redistill resume` writes a new snapshot, if the live file is whole"
-        yield _check("snapshot", "bad", str(error), fix)
-        return
-    yield _check("snapshot", "ok", f"{run['name']}, made by redistill {run['redistill_version']}")
-    yield _recipe(folder, run)
-    for examine_part in (_keys, _parents, _ledger, _splits, _champions, _revisions):
-        yield from _tried(examine_part, folder)
-
-
-def _tried(examine_part: Callable[[Path], Iterator[Check]], folder: Path) -> list[Check]:
-    """Return a part's checks, or the one check that says that its rows cannot be read."""
-    import duckdb
-
-    try:
-        return list(examine_part(folder))
-    except (duckdb.Error, StoreProblem) as error:
-        first = str(error).strip().partition("\n")[0]
-        return [_check("store", "bad", first, "restore the store from a copy")]
-
-
-def _recipe(folder: Path, run: dict[str, Any]) -> Check:
-    from ..agents.recipe import load_recipe
-
-    file = folder / "recipe.yaml"
-    try:
-        recipe = load_recipe(file.read_text("utf-8"), file.name, base=folder)
-    except (OSError, RedistillError) as error:
-        first = str(error).partition("\n")[0]
-        return _check("recipe", "note", f"cannot be loaded here: {first}", "a resume would need it")
-    if recipe.key != run["key"] and run["redistill_version"] != __version__:
-        told = f"this redistill is {__version__}, and reads the recipe otherwise"
-        return _check("recipe", "note", told, f"redistill {run['redistill_version']} can resume it")
-    if recipe.key != run["key"]:
-        told = "recipe.yaml or a file in inputs/ is not what this run was made with"
-        return _check("recipe", "bad", told, "put back what was there; the store keeps the recipe")
-    return _check("recipe", "ok", "recipe.yaml and inputs/ are what the run was made with")
-
-
-def _keys(folder: Path) -> Iterator[Check]:
-    """Find rows that are there twice: no index keeps them unique, see `store/table.py`."""
-    found = []
-    for table in TABLES:
-        key = ", ".join(_whole_key(table))
-        twice = f"SELECT {key} FROM {table.name} GROUP BY {key} HAVING count(*) > 1"  # noqa: S608
-        sql = f"SELECT count(*) AS n FROM ({twice})"  # noqa: S608
-        if count := read_rows(folder, sql)[0]["n"]:
-            found.append(f"{table.name}: {count}")
-    detail = (
-        f"keys that are there twice: {'; '.join(found)}" if found else "every row is there once"
-    )
-    fix = "restore the store from a copy" if found else ""
-    yield _check("unique rows", "bad" if found else "ok", detail, fix)
-
-
-def _whole_key(table: Table) -> tuple[str, ...]:
-    """Return the columns that make a row unique; content and weights may come again in a later round."""
-    by_content = table.name in ("content", "revision")
-    return (*table.key, "round") if by_content else table.key
-
-
-_PARENTS: tuple[tuple[str, str, str], ...] = (
-    ("completion", "prompt_id", "prompt.id"),
-    ("completion", "rendered_prompt_id", "rendered_prompt.id"),
-    ("completion", "parent_id", "completion.id"),
-    ("completion", "revision", "revision.id"),
-    ("completion_tokens", "completion_id", "completion.id"),
-    ("judgement", "completion_id", "completion.id"),
-    ("pair", "prompt_id", "prompt.id"),
-    ("pair", "chosen_id", "completion.id"),
-    ("pair", "rejected_id", "completion.id"),
-    ("selection", "completion_id", "completion.id"),
-    ("training_row", "completion_id", "completion.id"),
-    ("training_row", "rejected_id", "completion.id"),
-    ("training_metric", "training_run_id", "training_run.id"),
-    ("training_run", "start_revision", "revision.id"),
-    ("training_run", "revision", "revision.id"),
-    ("evaluation", "revision", "revision.id"),
-    ("decision", "champion", "revision.id"),
-    ("decision", "challenger", "revision.id"),
-    ("revision", "parent", "revision.id"),
-)
-
-
-def _parents(folder: Path) -> Iterator[Check]:
-    """Find rows that name a row which is not there."""
-    found = []
-    others = _other_roles(folder)
-    for child, column, parent in _PARENTS:
-        table, key = parent.split(".")
-        # What another model than the student says has that model's revision, which is no row here.
-        spoken = (child, column) == ("completion", "revision")
-        own = "AND NOT list_contains(?, c.role)" if spoken else ""
-        sql = (
-            f"SELECT count(*) AS n FROM {child} c WHERE c.{column} IS NOT NULL {own} "  # noqa: S608
-            f"AND NOT EXISTS (SELECT 1 FROM {table} p WHERE p.{key} = c.{column})"
-        )
-        if count := read_rows(folder, sql, [others] if spoken else [])[0]["n"]:
-            found.append(f"{child}.{column}: {count}")
-    detail = (
-        f"rows without a parent: {'; '.join(found)}" if found else "every row's parents are there"
-    )
-    fix = "restore the store from a copy" if found else ""
-    yield _check("parents", "bad" if found else "ok", detail, fix)
-
-
-def _other_roles(folder: Path) -> list[str]:
-    """Return the roles of a run that are bound to another model than the student."""
-    recipe = json.loads(read_rows(folder, "SELECT recipe FROM run")[0]["recipe"])
-    roles: dict[str, Any] = recipe.get("roles") or {}
-    return [name for name, role in roles.items() if role.get("policy", "student") != "student"]
-
-
-_SENT_AGAIN = ("content", "rendered_prompt", "revision", "event", "training_metric")
-"""Tables whose rows may be sent more than once, and are written once."""
-
-
-def _ledger(folder: Path) -> Iterator[Check]:
-    """Compare the ledger of batches with the rows that are there."""
-    sent: dict[str, int] = {}
-    for row in read_rows(folder, "SELECT counts FROM write_batch"):
-        for name, count in json.loads(row["counts"]).items():
-            sent[name] = sent.get(name, 0) + count
-    found = []
-    for table in TABLES:
-        if table.name == "write_batch":
-            continue
-        there = read_rows(folder, f"SELECT count(*) AS n FROM {table.name}")[0]["n"]  # noqa: S608
-        told = sent.get(table.name, 0)
-        lost = (there < told and table.name not in _SENT_AGAIN) or (told > 0 and there == 0)
-        if there > told or lost:
-            found.append(f"{table.name}: {there} rows, {told} in the ledger")
-    detail = "; ".join(found) or "its counts fit the rows"
-    fix = "something else has written to the store; restore it from a copy" if found else ""
-    yield _check("ledger", "bad" if found else "ok", detail, fix)
-
-
-def _splits(folder: Path) -> Iterator[Check]:
-    """Find a question that is in two splits, and a training row that is not of train."""
-    [twice] = read_rows(
-        folder,
-        "SELECT count(*) AS n FROM (SELECT messages_hash FROM prompt GROUP BY messages_hash "
-        "HAVING count(DISTINCT split) > 1)",
-    )
-    [leaked] = read_rows(
-        folder,
-        "SELECT count(*) AS n FROM training_row t JOIN prompt p ON p.id = t.prompt_id "
-        "WHERE p.split <> 'train'",
-    )
-    if leaked["n"] or twice["n"]:
-        detail = (
-            f"{twice['n']} questions are in two splits, {leaked['n']} training rows are held out"
-        )
-        yield _check("splits", "bad", detail, "the evidence of this run proves nothing; split anew")
-    else:
-        yield _check("splits", "ok", "train, heldout and test share no question")
-
-
-def _champions(folder: Path) -> Iterator[Check]:
-    """Walk the decisions: each round starts from the one champion that the rounds before have made."""
-    champion = read_rows(folder, "SELECT student FROM run")[0]["student"]
-    rows = read_rows(
-        folder,
-        "SELECT r.round, r.champion, d.decision, d.challenger, d.champion AS before "
-        "FROM round r LEFT JOIN decision d ON d.round = r.round ORDER BY r.round",
-    )
-    wrong = []
-    for row in rows:
-        if row["champion"] != champion or row["before"] not in (None, champion):
-            wrong.append(f"round {row['round']} did not start from the champion")
-        if row["decision"] == "promoted":
-            champion = row["challenger"]
-    rounds = [row["round"] for row in rows]
-    wrong += [
-        f"round {r} was decided twice" for r in sorted({r for r in rounds if rounds.count(r) > 1})
-    ]
-    detail = "; ".join(wrong) or f"one: {champion[:8]}"
-    fix = "restore the store from a copy" if wrong else ""
-    yield _check("champion", "bad" if wrong else "ok", detail, fix)
-
-
-def _revisions(folder: Path) -> Iterator[Check]:
-    """Read every revision's files and compare them with their manifest."""
-    rows = read_rows(folder, "SELECT DISTINCT id, folder FROM revision ORDER BY id")
-    for row in rows:
-        try:
-            revision = Revision.read(folder / row["folder"])
-            revision.verify_files()
-        except (StoreProblem, OSError) as error:
-            fix = "`redistill resume` trains a lost challenger anew; a lost champion is needed to go on"
-            yield _check(f"revision {row['id'][:8]}", "bad", str(error), fix)
-            continue
-        if revision.id != row["id"]:
-            told = f"its folder holds {revision.id[:8]}"
-            yield _check(f"revision {row['id'][:8]}", "bad", told, "restore the folder from a copy")
-    yield _check("revisions", "ok", f"{len(rows)} read")

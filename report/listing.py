@@ -24,10 +24,11 @@ Row = dict[str, Any]
 def listing(what: str, runs: Path) -> list[Row]:
     """Return what there is of a kind, each with `name` and `about`.
 
-    Operators, judges, trainers and views have `fields` too: `key type default about`.
+    Operators, judges, trainers and views have `fields` too: `key type default about`. Views have the
+    `version` of their interface.
 
     Args:
-        what: operators, judges, trainers, recipes, models, views or runs.
+        what: operators, judges, trainers, recipes, models, views, formats or runs.
         runs: folder of all runs.
 
     Raises:
@@ -40,6 +41,7 @@ def listing(what: str, runs: Path) -> list[Row]:
         "recipes": _recipes,
         "models": _models,
         "views": _views,
+        "formats": _formats,
         "runs": lambda: _runs(runs),
     }
     if what not in kinds:
@@ -62,6 +64,8 @@ def show_listing(console: Console, found: list[Row]) -> None:
             console.print(Text(row["name"], style="bold"), Text(clean(row["about"])))
             if row["fields"]:
                 console.print(_fields_table(row["fields"]))
+        if "version" in found[0]:
+            console.print(f"version {found[0]['version']} of the views", highlight=False)
         return
     table = Table()
     for key in found[0]:
@@ -204,15 +208,42 @@ def _models() -> list[Row]:
 
 
 def _views() -> list[Row]:
-    from ..store.views import ANSWERS, ANSWERS_ABOUT, JUDGE_COLUMN
+    from ..store.views import BY_NAME, JUDGE_COLUMN, VERSION
 
-    fields = [{"key": key, "about": about} for key, about in ANSWERS.items()]
-    fields.append({"key": "(judge)", "about": JUDGE_COLUMN})
-    return [{"name": "answers", "about": ANSWERS_ABOUT, "fields": fields}]
+    rows = []
+    for view in BY_NAME.values():
+        fields = [{"key": key, "about": about} for key, about in view.columns.items()]
+        if view.name == "answers":
+            fields.append({"key": "(judge)", "about": JUDGE_COLUMN})
+        rows.append(
+            {"name": view.name, "version": VERSION, "about": view.comment, "fields": fields}
+        )
+    return rows
+
+
+def _formats() -> list[Row]:
+    from ..store.exports import KINDS
+    from ..store.format import BUILTINS, find_format
+
+    rows = []
+    for name in BUILTINS:
+        form = find_format(name)
+        manual = (inspect.getdoc(type(form)) or "").partition("\n")[0]
+        held = " ".join(what for what, kind in KINDS.items() if kind in form.reads)
+        ways = "both ways" if form.writes else "import"
+        rows.append({"name": name, "holds": held, "for": ways, "about": manual})
+    return rows
 
 
 def _runs(runs: Path) -> list[Row]:
-    return [_run(folder) for folder in sorted(runs.glob("*")) if (folder / "recipe.yaml").is_file()]
+    from ..store.store import SNAPSHOT
+
+    # A run of imports has a snapshot, and no recipe.
+    return [
+        _run(folder)
+        for folder in sorted(runs.glob("*"))
+        if (folder / "recipe.yaml").is_file() or (folder / SNAPSHOT).is_file()
+    ]
 
 
 def _run(folder: Path) -> Row:

@@ -135,6 +135,8 @@ def _view(folder: Path) -> Row:
 
 
 def _planned(recipe: Row) -> int:
+    if not recipe:  # a run of imports
+        return 0
     rounds = recipe["loop"].get("rounds")
     return int(rounds or sum(stage["repeat"] for stage in recipe["stages"]))
 
@@ -158,6 +160,8 @@ def _pictures(view: Row) -> dict[str, str]:
 def headline(run: Row, judge: str) -> tuple[str, str]:
     """Return what the run was worth: a few words, and the sentence behind them."""
     gain = run["gain"]
+    if run["state"] == "imports":
+        return "Imports", "Feedback from files. Nothing was trained in this run."
     if run["state"] == "stopped":
         return (
             "Stopped by an error",

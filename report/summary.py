@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import BadInput
 from ..store.analysis import PAIRED, paired_parameters
 from ..store.query import read_rows, snapshot
 
@@ -22,7 +23,12 @@ def summary(folder: Path) -> dict[str, Any]:
     Raises:
         BadInput: there is no such run.
     """
-    [run] = read_rows(folder, "SELECT name, seed, student, key FROM run")
+    begun = read_rows(folder, "SELECT name, seed, student, key FROM run")
+    if not begun:
+        raise BadInput.at(
+            "", f"run {folder.name!r} has not begun", f"redistill resume {folder.name}"
+        )
+    [run] = begun
     events = read_rows(folder, "SELECT round, kind, detail FROM event ORDER BY created_at")
     gain = next((json.loads(e["detail"]) for e in events if e["kind"] == "gain"), None)
     stops = [json.loads(e["detail"]) for e in events[-1:] if e["kind"] == "stopped"]
@@ -32,7 +38,7 @@ def summary(folder: Path) -> dict[str, Any]:
     )
     return {
         "run": run["name"],
-        "state": "finished" if gain else "stopped" if stops else "unfinished",
+        "state": _state(run, gain, stops),
         "stopped_by": stops[-1]["error"] if stops and not gain else None,
         "seed": run["seed"],
         "key": run["key"],
@@ -43,6 +49,12 @@ def summary(folder: Path) -> dict[str, Any]:
         "gain": {k: v for k, v in gain.items() if k != "evaluations"} if gain else None,
         "seconds": {"baseline": seconds[0], "total": sum(map(_total, seconds.values()))},
     }
+
+
+def _state(run: Row, gain: Row | None, stops: list[Row]) -> str:
+    if run["student"] is None:
+        return "imports"
+    return "finished" if gain else "stopped" if stops else "unfinished"
 
 
 def _rounds(folder: Path) -> list[Row]:

@@ -20,7 +20,7 @@ WITH side AS (
     JOIN completion c
       ON c.round = e.round AND c.step = e.step AND c.revision = e.revision AND c.split = e.split
     JOIN judgement j ON j.completion_id = c.id AND j.round = c.round
-                    AND j.judge_revision = e.judge_revision
+                    AND j.step = c.step AND j.judge_revision = e.judge_revision
                     AND j.mode = 'score' AND j.aspect = ''
     WHERE e.id IN (?, ?)
     GROUP BY ALL

@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
+from ..hashing import row_id
 from ..types import Completion, FinishReason, Message, Prompt, Split
 from .store import Row, Rows, Store, content, now
 
 _DETAILS = ("verify", "answer", "reference", "privileged")
+IMPORTED = "redistill:imported"
+"""Tag of a prompt that came with feedback: no round samples it, so that an import moves no prompt."""
+
+
+def prompt_id(messages: Sequence[Message], details: Mapping[str, Any]) -> str:
+    """Return the id of a prompt: of its turns, and of what its checker needs."""
+    return row_id(
+        "prompt",
+        messages=[m.as_dict() for m in messages],
+        details={key: details.get(key) for key in _DETAILS},
+    )
+
+
+def messages_text(messages: Sequence[Message]) -> str:
+    """Return the turns of a prompt as they are stored."""
+    return json.dumps([m.as_dict() for m in messages])
+
+
+def details_text(details: Mapping[str, Any]) -> str:
+    """Return what a prompt's checker needs as it is stored."""
+    return json.dumps({key: details.get(key) for key in _DETAILS})
 
 
 def prompt_rows(prompts: Iterable[Prompt]) -> Rows:
@@ -17,8 +39,8 @@ def prompt_rows(prompts: Iterable[Prompt]) -> Rows:
     rows: dict[str, list[Row]] = {"prompt": [], "content": []}
     places: dict[str, int] = {}
     for prompt in prompts:
-        messages = content(json.dumps([m.as_dict() for m in prompt.messages]), 0)
-        details = content(json.dumps({k: getattr(prompt, k) for k in _DETAILS}), 0)
+        messages = content(messages_text(prompt.messages), 0)
+        details = content(details_text({k: getattr(prompt, k) for k in _DETAILS}), 0)
         place = places.setdefault(prompt.split, 0)
         places[prompt.split] += 1
         rows["content"] += [messages, details]
@@ -40,26 +62,34 @@ def prompt_rows(prompts: Iterable[Prompt]) -> Rows:
 
 
 def read_prompts(store: Store, split: Split) -> list[Prompt]:
-    """Return the prompts of a split in their planned order."""
+    """Return the prompts of a split in their planned order, without those that were imported."""
     rows = store.rows(
-        """
-        SELECT p.id::VARCHAR AS id, p.tags, p.source, p.licence, m.text AS messages, d.text AS details
-        FROM prompt p
-        JOIN content m ON m.hash = p.messages_hash AND m.round = p.round
-        JOIN content d ON d.hash = p.details_hash AND d.round = p.round
-        WHERE p.split = ? ORDER BY p.position
-        """,
-        [split],
+        f"{_PROMPTS} WHERE p.split = ? AND NOT list_contains(p.tags, ?) ORDER BY p.position",
+        [split, IMPORTED],
     )
-    return [_prompt(row, split) for row in rows]
+    return [_prompt(row) for row in rows]
 
 
-def _prompt(row: Row, split: Split) -> Prompt:
+def find_prompts(store: Store, ids: Iterable[str]) -> dict[str, Prompt]:
+    """Return prompts by id, of any split, imported or not."""
+    rows = store.rows(f"{_PROMPTS} WHERE list_contains(?::UUID[], p.id)", [sorted(set(ids))])
+    return {row["id"]: _prompt(row) for row in rows}
+
+
+_PROMPTS = """
+SELECT p.id::VARCHAR AS id, p.split, p.tags, p.source, p.licence, m.text AS messages, d.text AS details
+FROM prompt p
+JOIN content m ON m.hash = p.messages_hash AND m.round = p.round
+JOIN content d ON d.hash = p.details_hash AND d.round = p.round
+"""
+
+
+def _prompt(row: Row) -> Prompt:
     details: dict[str, Any] = json.loads(row["details"])
     return Prompt(
         id=row["id"],
         messages=tuple(Message(m["role"], m["content"]) for m in json.loads(row["messages"])),
-        split=split,
+        split=row["split"],
         tags=tuple(row["tags"]),
         source=row["source"],
         licence=row["licence"],
@@ -68,14 +98,17 @@ def _prompt(row: Row, split: Split) -> Prompt:
 
 
 def read_completions(store: Store, round_: int, steps: Sequence[str]) -> list[Completion]:
-    """Return the completions of some steps of a round, ordered by id."""
+    """Return the completions of some steps of a round, ordered by id.
+
+    An imported one has a text, and neither tokens nor a revision: those are empty.
+    """
     rows = store.rows(
         """
         SELECT c.id::VARCHAR AS id, c.prompt_id::VARCHAR AS prompt_id, a.text, t.token_ids, t.logprobs,
                c.finish_reason, c.revision
         FROM completion c
         JOIN content a ON a.hash = c.text_hash AND a.round = c.round
-        JOIN completion_tokens t ON t.completion_id = c.id AND t.round = c.round
+        LEFT JOIN completion_tokens t ON t.completion_id = c.id AND t.round = c.round
         WHERE c.round = ? AND list_contains(?, c.step) ORDER BY c.id
         """,
         [round_, list(steps)],
@@ -85,13 +118,18 @@ def read_completions(store: Store, round_: int, steps: Sequence[str]) -> list[Co
             id=row["id"],
             prompt_id=row["prompt_id"],
             text=row["text"],
-            token_ids=tuple(row["token_ids"]),
-            logprobs=tuple(row["logprobs"]),
+            token_ids=tuple(row["token_ids"] or ()),
+            logprobs=tuple(row["logprobs"] or ()),
             finish_reason=cast("FinishReason", row["finish_reason"]),
-            revision=row["revision"],
+            revision=row["revision"] or "",
         )
         for row in rows
     ]
+
+
+def committed(store: Store) -> int:
+    """Return how many chunks stand in the ledger."""
+    return int(store.rows("SELECT count(*) AS n FROM write_batch")[0]["n"])
 
 
 def champion(store: Store) -> str:

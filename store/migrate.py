@@ -15,7 +15,7 @@ import duckdb
 
 from ..errors import StoreProblem
 
-_LEDGER = """
+LEDGER = """
 CREATE TABLE IF NOT EXISTS schema_migration (
     version INTEGER NOT NULL, name VARCHAR NOT NULL, sha256 VARCHAR NOT NULL,
     redistill_version VARCHAR NOT NULL, applied_at TIMESTAMPTZ NOT NULL
@@ -63,7 +63,7 @@ def migrate(
     """
     known = migrations()
     _refuse_other(connection, path)
-    connection.execute(_LEDGER)
+    connection.execute(LEDGER)
     applied = {
         int(row[0]): (row[1], row[2])
         for row in connection.execute(

@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,9 +30,11 @@ from .. import __version__
 from ..errors import Busy, EnvironmentProblem, StoreProblem
 from ..hashing import content_hash, row_id
 from .migrate import migrate
-from .table import Table
+from .table import Table, quote
 from .tables import BY_NAME
 from .text import storable, storable_json
+from .views import render_snapshot, render_views
+from .views.standing import all_judges, standing_hash
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -43,6 +44,11 @@ FILE = "store.duckdb"
 SNAPSHOT = "store.read.duckdb"
 _STORAGE = "v1.5.0"
 """Common tools lag behind the engine's newest file format; this one they can read."""
+_CONFIG: dict[str, str | bool | int | float | list[str]] = {
+    "storage_compatibility_version": _STORAGE,
+    "python_enable_replacements": "false",
+    "threads": "2",
+}
 _PIECE = 8 << 20
 _CHEAP_SHARE = 0.05
 """A snapshot is cheap when it costs at most this share of the time since the last one."""
@@ -97,8 +103,7 @@ class Store:
         self._descriptor = os.open(self.path, os.O_RDONLY)
         try:
             migrate(self._connection, self.path, __version__, self._copy)
-            if self._judges:
-                self._connection.execute(answers_view(self._judges))
+            self._make_views()
         except duckdb.Error as error:
             self._shut()
             raise self._unwritable(error) from error
@@ -106,16 +111,42 @@ class Store:
             self._shut()
             raise
 
+    def refresh_views(self) -> None:
+        """Make the views anew, where judges may have come that `answers` has no column for."""
+        self._ask(self._make_views)
+
+    def _make_views(self) -> None:
+        sql = render_views(all_judges(self._connection, self._judges))
+        self._views_hash = content_hash(sql)
+        # Views that stand are left: to make them costs more than all else that opening a store does.
+        if standing_hash(self._connection) != self._views_hash:
+            self._declare(sql + self._snapshot_view())
+
+    def _declare(self, sql: str) -> None:
+        """Run many statements as one transaction: a comment of its own is one too, and there are hundreds."""
+        self._connection.begin()
+        try:
+            self._connection.execute(sql)
+            self._connection.commit()
+        except duckdb.FatalException:
+            raise
+        except BaseException:
+            self._roll_back(())
+            raise
+
+    def _snapshot_view(self) -> str:
+        moment = now().isoformat(timespec="milliseconds")
+        return render_snapshot(moment, __version__, self._views_hash)
+
     def _connect(self) -> duckdb.DuckDBPyConnection:
         try:
-            connection = duckdb.connect(
-                str(self.path),
-                config={
-                    "storage_compatibility_version": _STORAGE,
-                    "python_enable_replacements": "false",
-                    "threads": "2",
-                },
-            )
+            try:
+                connection = duckdb.connect(str(self.path), config=_CONFIG)
+            except duckdb.Error as error:
+                if "replaying WAL" not in str(error):
+                    raise
+                _replay(self.path)
+                connection = duckdb.connect(str(self.path), config=_CONFIG)
             connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
         except duckdb.Error as error:
             if "Conflicting lock" in str(error):
@@ -260,6 +291,10 @@ class Store:
 
         return self._ask(work)
 
+    def work(self, task: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
+        """Let the owner thread do a task of ours that is more than rows, for example fill a new store."""
+        return self._ask(lambda: task(self._connection))
+
     # -- the snapshot
 
     def publish(self, *, force: bool = False) -> bool:
@@ -279,6 +314,7 @@ class Store:
         target = self.folder / SNAPSHOT
         aside = self.folder / f"{SNAPSHOT}.tmp"
         try:
+            self._declare(self._snapshot_view())
             self._connection.execute("CHECKPOINT")
             # Only this thread writes, so that nothing can be committed between checkpoint and copy.
             self._copy(aside)
@@ -340,22 +376,24 @@ def _insert(table: Table, round_: int) -> str:
     )
 
 
-def answers_view(judges: Sequence[str]) -> str:
-    """Return the SQL of the `answers` view with one column a judge."""
-    text = (resources.files("redistill.store") / "sql" / "answers.sql").read_text("utf-8")
-    values = "".join(
-        ",\n        arg_max(judgement.value, judgement.attempt) "
-        f"""FILTER (judgement.judge = '{j}') AS "{j}\""""
-        for j in judges
-    )
-    columns = "".join(f""",\n    verdict."{j}\"""" for j in judges)
-    return text.replace("{judge_values}", values).replace("{judge_columns}", columns)
-
-
 def content(text: str, round_: int) -> Row:
     """Make the content row of a text; its hash is that of the text as it is stored."""
     text = storable(text)
     return {"hash": content_hash(text), "round": round_, "text": text}
+
+
+def _replay(path: Path) -> None:
+    """Put a write-ahead log into its file by another door.
+
+    A log with COMMENT ON a table that has checks, which a kill between a migration and its checkpoint
+    leaves, cannot be replayed by an instance that opens the file first: it looks for its own functions
+    before they are there. An instance that is up already can.
+
+    Raises:
+        duckdb.Error: the log is damaged; the file is as it was.
+    """
+    with duckdb.connect(":memory:", config=_CONFIG) as connection:
+        connection.execute(f"ATTACH {quote(str(path.absolute()))} AS store; CHECKPOINT store")
 
 
 def _batch_id(round_: int, step: str, chunk: int) -> str:

@@ -15,7 +15,7 @@ def storable(text: str) -> str:
     Python makes such halves of file names and of JSON escapes. All other text stays as it is, NUL
     included.
     """
-    return _HALF.sub("\ufffd", text)
+    return text if text.isascii() else _HALF.sub("\ufffd", text)
 
 
 def storable_json(text: str) -> str:

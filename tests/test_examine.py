@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from redistill.errors import BadInput
-from redistill.report.examine import examine, show_examination
+from redistill.report.examine import examine, exit_code, show_examination
 from redistill.testing.small_run import make_run
 
 
@@ -203,3 +203,113 @@ def test_the_examination_is_shown_with_what_to_do() -> None:
     assert "restore it" in text
     assert "2 checks, 1 bad" in text
     assert "\x1b[31m" not in text
+
+
+SECOND: dict[str, tuple[str, str, str]] = {
+    "a compared answer that is not there": (
+        "parents",
+        "judgement.presented: 1",
+        (
+            "INSERT INTO judgement SELECT * REPLACE (uuid() AS id, 'compare' AS mode, NULL AS completion_id, "
+            "[completion_id, uuid()] AS presented, [1, 2] AS ranks) FROM judgement LIMIT 1"
+        ),
+    ),
+    "a vote without its verdict": (
+        "parents",
+        "vote.judgement_id: 1",
+        "INSERT INTO vote VALUES (uuid(), 1, 'j', 'r', 'ok', 0.5, 1)",
+    ),
+    "feedback on nothing": (
+        "parents",
+        "feedback.completion_id: 1; feedback.other_id: 1",
+        (
+            "INSERT INTO feedback SELECT uuid(), 0, 's', id, 'edit', uuid(), uuid(), NULL, NULL, NULL, 's', "
+            "'l', now() FROM prompt LIMIT 1"
+        ),
+    ),
+    "a distribution of nothing": (
+        "parents",
+        "token_distribution.completion_id: 1",
+        "INSERT INTO token_distribution VALUES (uuid(), 1, 's', 'r', '', [], NULL, NULL, now())",
+    ),
+    "a training row without its pair": (
+        "parents",
+        "training_row.pair_id: ",
+        "UPDATE training_row SET pair_id = uuid()",
+    ),
+    "a training row without its job": (
+        "parents",
+        "training_row.training_run_id: ",
+        "UPDATE training_row SET training_run_id = uuid()",
+    ),
+    "a rewrite of a critique that is not there": (
+        "parents",
+        "completion.critique_id: 1",
+        "UPDATE completion SET critique_id = uuid() WHERE id = (SELECT min(id) FROM completion)",
+    ),
+    "a text that was edited": (
+        "texts",
+        "1 texts are not what their hash names",
+        "UPDATE content SET text = text || '!' WHERE rowid = (SELECT max(rowid) FROM content)",
+    ),
+    "a text that is gone": (
+        "texts",
+        "prompt.messages_hash: 1 have no text",
+        "DELETE FROM content WHERE hash = (SELECT min(messages_hash) FROM prompt)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SECOND)
+def test_what_the_widened_schema_may_hold_wrong_is_found(
+    damage: Callable[[str], dict[str, str]], name: str
+) -> None:
+    """Every edge between two rows is looked at, and every text is compared with its hash."""
+    check, detail, sql = SECOND[name]
+    assert detail in damage(sql)[check]
+
+
+def test_a_forgotten_text_and_an_unknown_revision_are_no_faults(
+    damage: Callable[[str], dict[str, str]],
+) -> None:
+    """A blanked text keeps its hash; an imported answer has no revision."""
+    found = damage(
+        "UPDATE content SET text = '', forgotten_at = now() WHERE rowid = (SELECT max(rowid) FROM content);"
+        "UPDATE completion SET revision = NULL, source = 's' WHERE id = (SELECT min(id) FROM completion)"
+    )
+    assert found == {}
+
+
+def test_a_live_store_that_lacks_what_the_snapshot_has_is_found(
+    whole: Path, tmp_path: Path
+) -> None:
+    """The snapshot is never ahead of the live store, unless that has lost rows."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    with duckdb.connect(str(folder / "store.duckdb")) as connection:
+        connection.execute("DELETE FROM write_batch WHERE round = 2")
+    found = bad(folder)
+    assert list(found) == ["live store"]
+    assert "that the live store lacks" in found["live store"]
+
+
+def test_what_belongs_to_nothing_is_noted(whole: Path, tmp_path: Path) -> None:
+    """Orphans and old copies are named with what to do; they are no faults."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    (folder / "jobs/7").mkdir(parents=True)
+    (folder / "revisions/.staging-round-7").mkdir()
+    (folder / "store.duckdb.bak-v1").touch()
+    (folder / "store.read.duckdb.tmp").touch()
+    notes = {c["name"]: c for c in examine(folder, folder / "cache") if c["state"] == "note"}
+    assert {"orphan jobs", "orphan revisions", "old copies", "half files"} <= set(notes)
+    assert ".staging-round-7" in notes["orphan revisions"]["detail"]
+    assert all(note["fix"] for name, note in notes.items() if note.get("of") == "run")
+    assert bad(folder) == {}
+
+
+def test_the_exit_code_tells_machine_and_run_apart() -> None:
+    """2: the run is not what it should be; 4: the machine is not; a note is 0."""
+    note = {"name": "x", "state": "note", "detail": "", "fix": ""}
+    machine, run = note | {"state": "bad"}, note | {"state": "bad", "of": "run"}
+    assert [exit_code([note]), exit_code([note, machine]), exit_code([machine, run])] == [0, 4, 2]

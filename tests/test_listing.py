@@ -8,7 +8,6 @@ import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
-import duckdb
 import pytest
 from pydantic import BaseModel, Field
 from rich.console import Console
@@ -18,9 +17,7 @@ from redistill.agents.recipe import load_recipe
 from redistill.errors import BadInput
 from redistill.report.drawing import mermaid
 from redistill.report.listing import describe_fields, listing, show_listing
-from redistill.store.store import answers_view
-from redistill.store.tables import render
-from redistill.store.views import ANSWERS
+from redistill.store.views import BY_NAME, VERSION
 from redistill.testing.small_rows import RECIPE
 from redistill.testing.small_run import make_run
 
@@ -81,12 +78,24 @@ def test_a_plugin_that_fails_to_load_is_listed_with_its_fault(
     assert found["verifier"].startswith("Check an answer")
 
 
-def test_the_view_that_is_documented_is_the_view_that_there_is() -> None:
-    """Every column of `answers` but the judges' has a line, in the view's own order."""
-    connection = duckdb.connect(":memory:")
-    connection.execute(render() + answers_view(["verifier"]))
-    columns = [row[0] for row in connection.execute("DESCRIBE answers").fetchall()]
-    assert [c for c in columns if c != "verifier"] == list(ANSWERS)
+def test_every_view_is_listed_with_the_meaning_of_its_columns() -> None:
+    """Each has its version, a comment, and a line for each column in the view's own order."""
+    found = {row["name"]: row for row in listing("views", Path())}
+    assert list(found) == list(BY_NAME)
+    assert {row["version"] for row in found.values()} == {VERSION}
+    for name, row in found.items():
+        keys = [field["key"] for field in row["fields"] if field["key"] != "(judge)"]
+        assert keys == list(BY_NAME[name].columns)
+        assert all(len(field["about"]) > 5 for field in row["fields"])
+        assert len(row["about"]) > 20
+    assert found["answers"]["fields"][-1]["key"] == "(judge)"
+
+
+def test_the_version_of_the_views_is_shown_once() -> None:
+    """Who writes SQL sees which interface it is."""
+    out = io.StringIO()
+    show_listing(Console(file=out, width=100), listing("views", Path()))
+    assert out.getvalue().count(f"version {VERSION} of the views") == 1
 
 
 def test_an_unknown_kind_gets_a_suggestion() -> None:

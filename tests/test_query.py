@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import subprocess
 import sys
 import threading
@@ -13,9 +15,10 @@ import duckdb
 import pytest
 from store_rows import completion, event, judgement, opening, texts
 
+from redistill.cli import main
 from redistill.errors import BadInput, StoreProblem
 from redistill.store import query as reading
-from redistill.store.query import jail, query, read_rows, snapshot
+from redistill.store.query import jail, query, query_runs, read_rows, snapshot
 from redistill.store.store import SNAPSHOT, Store
 
 
@@ -307,3 +310,131 @@ def test_a_path_with_a_quote_is_a_path(tmp_path: Path) -> None:
     folder.mkdir()
     Store(folder).close()
     assert read_rows(folder, "SELECT 1 AS n") == [{"n": 1}]
+
+
+# -- several runs
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Return the folders of three runs: two with one answer each, one with two and another judge."""
+    runs = tmp_path_factory.mktemp("runs")
+    for name in ("first", "second"):
+        (runs / name).mkdir()
+        _judged(runs / name).close()
+    (runs / "it's a third").mkdir()
+    third = _judged(runs / "it's a third")
+    more = {"completion": [completion("b", "no")], "content": texts("no")}
+    judged = [judgement("b", 0.5, judge="longest")]
+    third.commit({**more, "judgement": judged}, round=1, step="sample", chunk=1)
+    third.refresh_views()
+    third.close()
+    return [runs / name for name in ("first", "second", "it's a third")]
+
+
+def test_views_and_tables_of_several_runs_are_their_unions(several: list[Path]) -> None:
+    """Each row is there once, with its run; a judge that only one run has is NULL in the others."""
+    sql = "SELECT run, count(*) AS n FROM $ GROUP BY run ORDER BY run"
+    counts = [{"run": "first", "n": 1}, {"run": "it's a third", "n": 2}, {"run": "second", "n": 1}]
+    for name in ("completion", "scores", "conversations"):
+        assert query_runs(several, sql.replace("$", name)).table.to_pylist() == counts
+    assert query_runs(several, "FROM completion LIMIT 0").table.column_names[0] == "run"
+    found = query_runs(
+        several, "SELECT count(*) AS n, count(longest) AS l, sum(verifier) AS v FROM answers"
+    )
+    assert found.table.to_pylist() == [{"n": 4, "l": 1, "v": 3.0}]
+    assert 0 <= found.age_seconds < 600
+
+
+def test_a_view_of_one_run_among_several_counts_its_own_rows_alone(several: list[Path]) -> None:
+    """The run's own `scores` asks the run's own `judgement`, not the union of that name."""
+    for folder, n in zip(several, (1, 1, 2), strict=True):
+        for name in ("scores", "answers", "completion"):
+            sql = f'SELECT count(*) AS n FROM "{folder.name}".{name}'
+            assert query_runs(several, sql).table.to_pylist() == [{"n": n}]
+
+
+def test_of_one_run_it_is_the_plain_query(several: list[Path]) -> None:
+    """No column `run` is added, and the file is called `store`."""
+    one = query_runs(several[:1], "FROM completion LIMIT 0").table.column_names
+    assert one == query(several[0], "FROM store.completion LIMIT 0").table.column_names
+    assert "run" not in one
+
+
+@pytest.mark.parametrize("sql", [sql for sql in REACHES_OUT if not sql.startswith("DETACH")])
+def test_the_jail_of_several_runs_refuses_the_same(
+    several: list[Path], tmp_path: Path, sql: str
+) -> None:
+    """What is refused for one run is refused for several; the unions in memory are not written either."""
+    out = tmp_path / "out"
+    before = [(folder / SNAPSHOT).read_bytes() for folder in several]
+    with pytest.raises(BadInput, match=r"^SQL: "):
+        query_runs(several, sql.format(out=out))
+    assert not out.exists()
+    assert [(folder / SNAPSHOT).read_bytes() for folder in several] == before
+
+
+def test_what_a_file_brings_spoils_no_query_of_several(several: list[Path], tmp_path: Path) -> None:
+    """A view that reads this machine's files cannot, and the other runs are asked all the same."""
+    with contextlib.closing(_judged(tmp_path)) as store:
+        evil = "CREATE VIEW evil AS SELECT * FROM read_text('/etc/passwd')"
+        store.work(lambda connection: connection.execute(evil))
+    folders = [several[0], tmp_path]
+    assert query_runs(folders, "SELECT count(*) AS n FROM answers").table.to_pylist() == [{"n": 2}]
+    with pytest.raises(BadInput, match="disabled by configuration"):
+        query_runs(folders, f'FROM "{tmp_path.name}".evil')
+
+
+def test_contests_of_a_file_are_read_behind_the_locked_door(tmp_path: Path) -> None:
+    """What `bradley_terry` is fitted to comes with the file, and could read anything before the lock."""
+    with contextlib.closing(_judged(tmp_path)) as store:
+        evil = (
+            "CREATE OR REPLACE VIEW contests AS SELECT content AS judge, uuid() AS prompt_id, 'a' AS revision, "
+            "'b' AS opponent, 1.0 AS outcome FROM read_text('/etc/passwd')"
+        )
+        store.work(lambda connection: connection.execute(evil))
+    with pytest.raises(BadInput, match="disabled by configuration"):
+        query(tmp_path, "FROM bradley_terry")
+
+
+def test_a_run_that_is_wrong_among_several_is_named(several: list[Path], tmp_path: Path) -> None:
+    """A damaged snapshot, a view that cannot be asked, a missing run, and names that clash."""
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / SNAPSHOT).write_bytes(b"hello")
+    with pytest.raises(StoreProblem, match=r"damaged.*cannot be read"):
+        query_runs([several[0], damaged], "SELECT 1")
+    stale = tmp_path / "stale"
+    stale.mkdir()
+    with contextlib.closing(_judged(stale)) as store:
+        store.work(lambda connection: connection.execute("ALTER TABLE event DROP COLUMN kind"))
+        wrong = "CREATE OR REPLACE VIEW scores AS SELECT kind FROM event"
+        store.work(lambda c: c.execute(f"ALTER TABLE event ADD COLUMN kind INT; {wrong}"))
+        store.work(lambda c: c.execute("ALTER TABLE event DROP COLUMN kind"))
+    with pytest.raises(StoreProblem, match="run 'stale': view "):
+        query_runs([several[0], stale], "SELECT 1")
+    with pytest.raises(BadInput, match="no run 'nobody'"):
+        query_runs([several[0], several[0].parent / "nobody"], "SELECT 1")
+    with pytest.raises(BadInput, match="run 'first' stands here twice"):
+        query_runs([several[0], several[0]], "SELECT 1")
+    with pytest.raises(BadInput, match="SQL keeps for itself"):
+        query_runs([several[0], several[0].parent / "temp"], "SELECT 1")
+
+
+def test_strengths_of_several_runs_have_their_run(several: list[Path]) -> None:
+    """The computed view is a union like the others, empty where nothing was compared."""
+    found = query_runs(several, "FROM bradley_terry").table
+    assert found.column_names[:2] == ["run", "judge"]
+    assert found.num_rows == 0
+
+
+def test_the_command_takes_several_runs_and_then_the_sql(
+    several: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`redistill query RUN RUN SQL`: the last argument is the SQL, all before it are runs."""
+    names = [folder.name for folder in several]
+    sql = "SELECT run, count(*) AS n FROM completion GROUP BY run ORDER BY run LIMIT 1"
+    with pytest.raises(SystemExit) as ended:
+        main(["query", *names, sql, "--json", "--runs", str(several[0].parent)])
+    assert ended.value.code == 0
+    assert json.loads(capsys.readouterr().out) == [{"run": "first", "n": 1}]

@@ -45,6 +45,8 @@ MAY_IMPORT_TORCH = {
     "testing.tiny",
 }
 """Imported only where a model is loaded or trained; `test_torch_is_imported_lazily` keeps it so."""
+GIVES_DATASETS = "store.arrow"
+"""Imports the library `datasets`, inside a function."""
 HEAVY = {"torch", "trl", "transformers", "peft", "accelerate", "datasets"}
 LONGEST_FUNCTION = 80
 LONGEST_MODULE = 600
@@ -153,9 +155,17 @@ def test_only_the_version_is_read_from_the_top() -> None:
     "module", [m for m in modules() if _floor(m) in ("store", "types", "errors", "hashing")]
 )
 def test_the_store_needs_no_model_and_no_graph(module: str) -> None:
-    """Nobody needs torch or langgraph to read facts, not even inside a function."""
-    targets = {found.target.partition(".")[0] for found in _imports(module)}
+    """Nobody needs torch or langgraph to read facts, not even inside a function.
+
+    Who asks for a `datasets.Dataset` loads that library, and no torch with it.
+    """
+    found = list(_imports(module))
+    targets = {
+        each.target.partition(".")[0] for each in found if each.top or module != GIVES_DATASETS
+    }
     assert not targets & (HEAVY | {"langgraph", "langchain_core"})
+    inside = {each.target.partition(".")[0] for each in found}
+    assert not inside & (HEAVY - {"datasets"})
 
 
 @pytest.mark.parametrize("module", [m for m in modules() if m not in MAY_IMPORT_TORCH])

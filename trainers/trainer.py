@@ -15,6 +15,7 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..errors import BadInput, Problem, StoreProblem
+from ..errors import BadInput, Problem, StoreProblem, no_space
 from ..policies.revision import Revision
 from .rows import RowsKind, dataset_hash, rows_table, write_rows
 
@@ -34,6 +35,7 @@ Status = Literal[
     "nonfinite",
     "no_change",
     "out_of_memory",
+    "no_space",
     "failed",
 ]
 Emit = Callable[[dict[str, Any]], None]
@@ -282,7 +284,8 @@ def unknown_options(options: Mapping[str, Any], config: type[Any]) -> list[Probl
 def run_job(job_folder: Path, run_folder: Path, emit: Emit) -> Result:
     """Run one job in this process and write its `result.json`.
 
-    A job that is already trained, and whose revision is whole, is not run again.
+    A job that is already trained, and whose revision is whole, is not run again. Where nothing more can be
+    written the status is `no_space`; that result may be nowhere but here.
     """
     done = _finished(job_folder, run_folder)
     if done is not None:
@@ -293,16 +296,23 @@ def run_job(job_folder: Path, run_folder: Path, emit: Emit) -> Result:
         [(name, settings)] = job.trainer.items()
         fitted = trainer_class(name).model_validate(settings).fit(job, emit)
     except Exception as error:  # noqa: BLE001 - whatever ends a job is that job's status
-        traceback.print_exc(file=sys.stderr)
+        with suppress(OSError):  # the log may lie on the disk that is full
+            traceback.print_exc(file=sys.stderr)
         last = traceback.format_exception_only(error)[-1].strip().splitlines()
-        fitted = FitResult(status="failed", message=last[-1] if last else repr(error))
+        status: Status = "no_space" if no_space(error) else "failed"
+        fitted = FitResult(status=status, message=last[-1] if last else repr(error))
     result = Result(
         **fitted.model_dump(),
         seconds=time.monotonic() - began,
         cpu_seconds=time.process_time() - cpu,
         peak_rss_mb=_peak_rss_mb(),
     )
-    result.write(job_folder)
+    try:
+        result.write(job_folder)
+    except OSError as error:
+        if not no_space(error):
+            raise
+        return Result(status="no_space", message=str(error))
     return result
 
 

@@ -87,6 +87,8 @@ class Worker:
                 if event["event"] == "done":
                     if event["leaving"]:
                         await self.close()
+                    if event["status"] == "no_space":  # its result could not be written either
+                        return Result(status="no_space", message=event["message"])
                     return Result.of(job_folder)
                 on_event(event)
         except BaseException:
@@ -157,7 +159,8 @@ def _serve(next_line: Callable[[], str], emit: Emit) -> None:
         torch = sys.modules.get("torch")
         # A CUDA context gives its memory back only with its process.
         leaving = torch is not None and torch.cuda.is_initialized()
-        emit({"event": "done", "status": result.status, "leaving": leaving})
+        done = {"event": "done", "status": result.status, "message": result.message}
+        emit(done | {"leaving": leaving})
         if leaving:
             return
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator
 
 from ...errors import BadInput, Problem
-from ...store.facts import read_completions
+from ...store.facts import find_prompts, read_completions
 from .. import plugins
 from ..judge import BUILTINS, Judge, load
 from ..operator import Advance, Makes, Operator, Turn
@@ -63,8 +63,9 @@ class Score(Judging):
         completions = read_completions(turn.run.store, turn.round, self.sources())
         if not turn.done:
             began = time.monotonic()
-            prompts = {prompt.id: prompt for prompt in turn.run.round_prompts(turn.round)}
-            answers = [(prompts[c.prompt_id], c) for c in turn.slice(completions)]
+            chunk = turn.slice(completions)
+            prompts = find_prompts(turn.run.store, [c.prompt_id for c in chunk])
+            answers = [(prompts[c.prompt_id], c) for c in chunk]
             rows = await judge_chunk(turn, self.load_judge(), answers)
             turn.commit(rows, time.monotonic() - began)
         return turn.advance(turn.chunks(completions))

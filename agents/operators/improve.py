@@ -135,7 +135,10 @@ class Evaluate(Judging):
         planned = [Asked(prompt, 0) for prompt in prompts]
         total = turn.chunks(planned) + 1
         identifier = self.key(turn, turn.current, split)
-        if turn.cursor == 0 and known_elsewhere(turn, identifier):
+        here = (turn.round, turn.step)
+        if turn.cursor == 0 and any(
+            (e["round"], e["step"]) != here for e in self.stored(turn, turn.current, split)
+        ):
             return Advance(None)
         if turn.done:
             return turn.advance(total)
@@ -162,12 +165,28 @@ class Evaluate(Judging):
             seed=turn.run.seed,
         )
 
+    def stored(self, turn: Turn, revision: str, split: Split) -> list[Row]:
+        """Return `id`, `round` and `step` of every stored evaluation of a revision that is this one.
+
+        Told by what was measured and not by the id: a fork has a key of its own, and its parent's answers.
+        """
+        rows = turn.run.store.rows(
+            """
+            SELECT id::VARCHAR AS id, round, step, decoding FROM evaluation
+            WHERE split = ? AND revision = ? AND prompts_hash = ? AND judge_revision = ?
+            ORDER BY round, step
+            """,
+            [split, revision, prompts_hash(turn, split), self.load_judge().revision],
+        )
+        return [row for row in rows if json.loads(row["decoding"]) == asdict(self.sampling)]
+
     def _summary(self, turn: Turn, identifier: str, split: Split) -> Row:
         judge = self.load_judge()
         [found] = turn.run.store.rows(
             """
             SELECT count(j.value) AS n, coalesce(avg(j.value), 0) AS value
-            FROM completion c JOIN judgement j ON j.completion_id = c.id AND j.round = c.round
+            FROM completion c
+            JOIN judgement j ON j.completion_id = c.id AND j.round = c.round AND j.step = c.step
             WHERE c.round = ? AND c.step = ? AND j.judge_revision = ?
               AND j.mode = 'score' AND j.aspect = ''
             """,
@@ -192,12 +211,3 @@ class Evaluate(Judging):
 def prompts_hash(turn: Turn, split: Split) -> str:
     """Name a set of prompts by its ids."""
     return content_hash([prompt.id for prompt in turn.run.prompts(split)])
-
-
-def known_elsewhere(turn: Turn, identifier: str) -> bool:
-    """Whether an earlier step has made this evaluation already."""
-    rows = turn.run.store.rows(
-        "SELECT 1 FROM evaluation WHERE id = ? AND NOT (round = ? AND step = ?)",
-        [identifier, turn.round, turn.step],
-    )
-    return bool(rows)
