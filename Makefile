@@ -31,8 +31,9 @@ quickstart: $(STAMP)
 control: $(STAMP)
 	$(BIN)/redistill quickstart --student $(STUDENT) --seed $(SEED) --control $(if $(NAME),--name $(NAME))
 
+# A file a process: what a file's tests share is made once. One thread each, or the processes get in each other's way.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
