@@ -18,7 +18,7 @@ import duckdb
 import pyarrow as pa
 
 from ..errors import BadInput, StoreProblem
-from .store import SNAPSHOT
+from .store import SNAPSHOT, without_progress_bar
 from .table import quote
 from .tables import BY_NAME as TABLES
 from .text import storable
@@ -40,7 +40,7 @@ _JAIL: dict[str, str | bool | int | float | list[str]] = {
 # each opens an instance of its own, and attaches the file to it before the door is shut.
 _ENTER = "ATTACH '{path}' AS store (TYPE duckdb, READ_ONLY); USE store"
 _LOCK = (
-    "SET enable_external_access = false; SET TimeZone = 'UTC'; SET enable_progress_bar = false; "
+    "SET enable_external_access = false; SET TimeZone = 'UTC'; "
     "SET max_execution_time = {milliseconds}; SET lock_configuration = true"
 )
 _SECONDS = 60.0
@@ -69,6 +69,7 @@ def jail(path: Path, seconds: float = _SECONDS) -> duckdb.DuckDBPyConnection:
     connection = _outside(path)
     try:
         connection.execute(_ENTER.format(path=_quoted(path)))
+        without_progress_bar(connection)
         connection.execute(_LOCK.format(milliseconds=int(seconds * 1000)))
     except duckdb.Error as error:
         connection.close()
@@ -233,6 +234,7 @@ def _jail_of_all(paths: dict[str, Path], seconds: float) -> duckdb.DuckDBPyConne
                 f"ATTACH '{_quoted(path)}' AS {identifier(name)} (TYPE duckdb, READ_ONLY)"
             )
         connection.execute(f"ATTACH ':memory:' AS {identifier(_UNION)}; USE {identifier(_UNION)}")
+        without_progress_bar(connection)
         connection.execute(_LOCK.format(milliseconds=int(seconds * 1000)))
     except duckdb.Error as error:
         connection.close()

@@ -147,7 +147,8 @@ class Store:
                     raise
                 _replay(self.path)
                 connection = duckdb.connect(str(self.path), config=_CONFIG)
-            connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
+            connection.execute("SET TimeZone = 'UTC'")
+            without_progress_bar(connection)
         except duckdb.Error as error:
             if "Conflicting lock" in str(error):
                 raise Busy(f"{self.path.name} is in use: {_holder(str(error))}") from error
@@ -327,6 +328,13 @@ class Store:
             raise self._unwritable(error) from error
         self._published = time.monotonic()
         self._publish_cost = self._published - began
+
+
+def without_progress_bar(connection: duckdb.DuckDBPyConnection) -> None:
+    """Keep the engine from drawing; where it does not, the mere setting fails in a notebook without ipywidgets."""
+    [(drawn,)] = connection.execute("SELECT current_setting('enable_progress_bar')").fetchall()
+    if drawn:
+        connection.execute("SET enable_progress_bar = false")
 
 
 def _arrow(name: str, rows: Sequence[Row], round_: int) -> pa.Table:
