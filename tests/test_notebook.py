@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -14,6 +15,11 @@ NOTEBOOK = Path(__file__).parents[1] / "examples" / "ten_questions.ipynb"
 QUESTIONS = 10
 
 
+def _notebook() -> nbformat.NotebookNode:
+    read: Callable[..., nbformat.NotebookNode] = nbformat.read
+    return read(NOTEBOOK, as_version=4)
+
+
 @pytest.fixture(scope="module")
 def answered(tmp_path_factory: pytest.TempPathFactory) -> nbformat.NotebookNode:
     """Run the notebook on the store of a fresh quickstart with the toy."""
@@ -22,10 +28,11 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> nbformat.NotebookNode:
     command = [program, "quickstart", "--student", "tiny", "--runs", str(runs)]
     subprocess.run(command, check=True, capture_output=True, timeout=400)
     [run] = runs.iterdir()
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = _notebook()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REDISTILL_RUN", str(run))
-        NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(runs)}}).execute()
+        where = {"metadata": {"path": str(runs)}}
+        NotebookClient(notebook, timeout=300, resources=where).execute()
     return notebook
 
 
@@ -58,7 +65,7 @@ def test_the_judge_that_likes_length_is_found_out(answered: nbformat.NotebookNod
 
 def test_the_shipped_notebook_has_its_answers() -> None:
     """What is committed was run from top to bottom on a quickstart with SmolLM2."""
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = _notebook()
     counts = [c.execution_count for c in notebook.cells if c.cell_type == "code"]
     assert counts == [*range(1, len(counts) + 1)]
     assert not any(
