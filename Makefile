@@ -10,7 +10,7 @@ NAME    ?=
 # packages of the same name.
 export PYTHONSAFEPATH = 1
 
-.PHONY: setup quickstart control test test-slow lint format schema docs bench bench-store clean
+.PHONY: setup quickstart control test test-slow lint format schema docs bench bench-store bench-judges clean
 
 setup: $(STAMP)
 
@@ -59,6 +59,10 @@ bench: $(STAMP)
 # A million completions and three million judgements, beside SQLite: about five minutes.
 bench-store: $(STAMP)
 	$(BIN)/python benchmarks/store.py
+
+# Processor time of a judge call, beside raw aiohttp and, where it is installed, the OpenAI SDK.
+bench-judges: $(STAMP)
+	$(BIN)/python benchmarks/judges.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

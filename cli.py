@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from .commands import course, files, keeping, lineage, reading, second_thoughts
+from .commands import course, files, judging, keeping, lineage, people, reading, second_thoughts
 from .errors import BadInput, EnvironmentProblem, RedistillError
 
 app = typer.Typer(
@@ -61,6 +61,7 @@ for command in (
     reading.graph,
     reading.report,
     lineage.lineage,
+    people.review,
     second_thoughts.apply,
     second_thoughts.diff,
     second_thoughts.fork,
@@ -75,6 +76,7 @@ for command in (
     app.command()(command)
 app.command("import")(files.import_)
 app.command("list")(reading.list_)
+app.add_typer(judging.app, name="judge")
 
 
 def main(arguments: list[str] | None = None) -> None:

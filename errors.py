@@ -7,7 +7,7 @@
    asked again is `TryLater` (exit 75).
 3. A failed judgement, an unfinished answer, a training job that went wrong are *data*: a status on a row.
    They are never an exception that ends the run, and never a score.
-4. `WrongWeights` and `StoreProblem` mean that going on could write a false fact: the run stops, keeps
+4. `WrongWeights`, `UnfitJudge` and `StoreProblem` mean that going on could write a false fact: the run stops, keeps
    what is committed, and can be resumed. A store that is damaged, newer, or no store is a file that the
    user has to replace, so `StoreProblem` ends with exit 2; nothing is written into it.
 5. Anything else is a bug in redistill and ends with a traceback.
@@ -90,6 +90,10 @@ def no_space(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in _FULL:
         return True
     return any(said in str(error) for said in _FULL_SAID)
+
+
+class UnfitJudge(RedistillError):
+    """A judge that was admitted falls for attacks now: what it labels would teach them."""
 
 
 class WrongWeights(RedistillError):

@@ -80,8 +80,23 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """What one call to a model cost, and which one answered."""
+
+    role: str = ""
+    model: str = ""
+    """The model that answered, by its own account; empty where its weights are here."""
+    revision: str = ""
+    """Content hash of the weights, where they are here."""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    dollars: float | None = None
+    """None where no price is known."""
+
+
+@dataclass(frozen=True, slots=True)
 class Judgement:
-    """What a judge said of one completion. A failure is a status, never a value."""
+    """What a judge said of one completion, or of several. A failure is a status, never a value."""
 
     value: float | None
     """In [0, 1]; None unless the status is `ok`."""
@@ -92,23 +107,47 @@ class Judgement:
     """Named parts of the verdict, kept beside the value."""
     text: str = ""
     """The judge's words, or the reason for its status."""
+    ranks: tuple[int, ...] | None = None
+    """Of a comparison: the rank of each candidate as presented; 1 is best, equal ranks are a tie."""
+    probability: float | None = None
+    """Of a comparison of two: that the first one presented is better, where the judge says so."""
+    aspects: Mapping[str, float] = field(default_factory=dict)
+    """Values in [0, 1] of single aspects, where the rubric asks for several."""
+    reply: str = ""
+    """The raw reply, as it came."""
+    usage: Usage | None = None
+    """What the call cost, also when its reply could not be parsed."""
 
     def __post_init__(self) -> None:
         if self.status not in get_args(Status):
             raise ValueError(
                 f"a judgement's status is one of {get_args(Status)}, not {self.status!r}"
             )
-        if (self.value is not None) != (self.status == "ok"):
-            raise ValueError(f"a judgement has a value exactly when it is ok: {self.status}")
+        if self.status != "ok" and (self.value is not None or self.ranks is not None):
+            raise ValueError(f"a judgement has a value only when it is ok: {self.status}")
+        if self.status == "ok" and self.value is None and not self.ranks and not self.text:
+            raise ValueError("a judgement that is ok says something: a value, ranks, or a text")
         if self.value is not None and not 0.0 <= self.value <= 1.0:
             raise ValueError(f"a judgement's value lies in [0, 1], not {self.value!r}")
         if self.raw is not None and not math.isfinite(self.raw):
             raise ValueError(f"a judgement's raw value is finite, not {self.raw!r}")
+        if self.probability is not None and not 0.0 <= self.probability <= 1.0:
+            raise ValueError(f"a probability lies in [0, 1], not {self.probability!r}")
+        if any(not 0.0 <= value <= 1.0 for value in self.aspects.values()):
+            raise ValueError(f"an aspect's value lies in [0, 1]: {dict(self.aspects)!r}")
 
     @classmethod
-    def failed(cls, status: Status, text: str) -> Judgement:
-        """Make the judgement of a judge that could not judge."""
-        return cls(value=None, status=status, text=text)
+    def failed(cls, status: Status, text: str, *, usage: Usage | None = None) -> Judgement:
+        """Make the judgement of a judge that could not judge; a call that was billed stays billed."""
+        return cls(value=None, status=status, text=text, usage=usage)
+
+    @classmethod
+    def ranked(cls, ranks: tuple[int, ...], *, probability: float | None = None) -> Judgement:
+        """Make a comparison's verdict; of two, the value is 1, 0.5 or 0: how far the first one won."""
+        value = None
+        if len(ranks) == 2:
+            value = 0.5 if ranks[0] == ranks[1] else float(ranks[0] < ranks[1])
+        return cls(value=value, ranks=ranks, probability=probability)
 
 
 @dataclass(frozen=True, slots=True)

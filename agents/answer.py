@@ -11,7 +11,7 @@ from ..errors import BadInput
 from ..hashing import content_hash, row_id, row_seed
 from ..policies.policy import Generation, Policy, Request, Sampling
 from ..store.store import Row, content, now
-from ..types import Completion, Prompt
+from ..types import Completion, Message, Prompt
 from .operator import Turn
 from .roles import Staging
 
@@ -22,6 +22,17 @@ class Asked:
 
     prompt: Prompt
     slot: int
+    told: tuple[Message, ...] = ()
+    """Turns that follow the prompt: of a rewrite, the answer before and what is to be better."""
+    parent_id: str | None = None
+    """completion.id that is rewritten."""
+    critique_id: str | None = None
+    """judgement.id of the critique that is answered."""
+
+    @property
+    def view(self) -> tuple[str, ...]:
+        """What decides the rendered prompt beside the role: the prompt, and the turns that follow it."""
+        return (self.prompt.id, *(f"{turn.role} {turn.content}" for turn in self.told))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +53,10 @@ async def answer(turn: Turn, role: str, asked: Sequence[Asked], sampling: Sampli
         BadInput: `max_tokens` alone fills the context.
     """
     run = turn.run
+    if run.cast.servers.serve(role):
+        from .remote_answer import answer_remotely  # which builds its rows with what stands here
+
+        return await answer_remotely(turn, role, asked, sampling)
     policy = await run.cast.speak(
         role, run.store, round=turn.round, champion=turn.champion, current=turn.current
     )
@@ -50,21 +65,21 @@ async def answer(turn: Turn, role: str, asked: Sequence[Asked], sampling: Sampli
     if room <= 0:
         what = f"{sampling.max_tokens} leave no room for a prompt in {policy.context_length} tokens"
         raise BadInput.at(f"{turn.step}.max_tokens", what)
-    fits = [a for a in asked if len(rendered[a.prompt.id]["token_ids"]) <= room]
+    fits = [a for a in asked if len(rendered[a.view]["token_ids"]) <= room]
     if len(fits) < len(asked):
         run.progress.note(
             f"round {turn.round} {turn.step}: {len(asked) - len(fits)} too long, left out"
         )
-    ids = [_completion_id(turn, role, a, policy, sampling) for a in fits]
+    ids = [completion_id(turn, role, a, policy.revision, sampling) for a in fits]
     requests = [
-        Request(tuple(rendered[a.prompt.id]["token_ids"]), row_seed(identifier))
+        Request(tuple(rendered[a.view]["token_ids"]), row_seed(identifier))
         for a, identifier in zip(fits, ids, strict=True)
     ]
     began = time.monotonic()
     generations = await run.cast.call(policy.generate, requests, sampling)
     seconds = (time.monotonic() - began) / max(1, len(fits))
     rows: dict[str, list[Row]] = {
-        "rendered_prompt": [rendered[p] for p in dict.fromkeys(a.prompt.id for a in fits)],
+        "rendered_prompt": [rendered[view] for view in dict.fromkeys(a.view for a in fits)],
         "completion": [],
         "completion_tokens": [],
         "content": [],
@@ -73,61 +88,73 @@ async def answer(turn: Turn, role: str, asked: Sequence[Asked], sampling: Sampli
     completions = []
     for a, identifier, generation in zip(fits, ids, generations, strict=True):
         text = content(generation.text, turn.round)
-        facts = _facts(turn, role, a, sampling, rendered[a.prompt.id]["id"])
-        facts |= {"id": identifier, "revision": policy.revision, "text_hash": text["hash"]}
-        rows["completion"].append(facts | _payload(generation) | {"seconds": seconds})
+        row = facts(turn, role, a, sampling, rendered[a.view]["id"])
+        row |= {"id": identifier, "revision": policy.revision, "text_hash": text["hash"]}
+        rows["completion"].append(row | _payload(generation) | {"seconds": seconds})
         rows["completion_tokens"].append(_tokens(turn, identifier, generation))
         rows["content"].append(text)
         completions.append((a.prompt, _completion(identifier, a.prompt, policy, generation)))
     return Answered(rows, completions)
 
 
-def _render(turn: Turn, staging: Staging, policy: Policy, asked: Sequence[Asked]) -> dict[str, Row]:
-    """Render each prompt once, however many answers are wanted."""
-    rendered: dict[str, Row] = {}
-    for prompt in {a.prompt.id: a.prompt for a in asked}.values():
-        rendered[prompt.id] = {
+def _render(
+    turn: Turn, staging: Staging, policy: Policy, asked: Sequence[Asked]
+) -> dict[tuple[str, ...], Row]:
+    """Render each view of a prompt once, however many answers are wanted."""
+    rendered: dict[tuple[str, ...], Row] = {}
+    for a in {a.view: a for a in asked}.values():
+        context = _context(staging, a)
+        rendered[a.view] = {
             "id": row_id(
                 "rendered_prompt",
                 round=turn.round,
-                prompt=prompt.id,
-                context=staging.digest,
+                prompt=a.prompt.id,
+                context=context,
                 vocabulary=policy.vocabulary,
             ),
             "round": turn.round,
-            "prompt_id": prompt.id,
-            "context": staging.digest,
+            "prompt_id": a.prompt.id,
+            "context": context,
             "vocabulary": policy.vocabulary,
-            "token_ids": list(policy.encode(staging.stage(prompt))),
+            "token_ids": list(policy.encode((*staging.stage(a.prompt), *a.told))),
             "created_at": now(),
         }
     return rendered
 
 
-def _completion_id(turn: Turn, role: str, asked: Asked, policy: Policy, sampling: Sampling) -> str:
+def _context(staging: Staging, asked: Asked) -> str:
+    """Hash what the policy sees beside the prompt; empty for nothing."""
+    return content_hash([staging.digest, *asked.view[1:]]) if asked.told else staging.digest
+
+
+def completion_id(turn: Turn, role: str, asked: Asked, revision: str, sampling: Sampling) -> str:
+    """Return the id of a completion: what was asked of whom, never what came."""
+    parents = [asked.prompt.id, asked.parent_id, asked.critique_id]
     return row_id(
         "completion",
         run=turn.run.key,
         round=turn.round,
         step=turn.step,
-        parents=[asked.prompt.id],
+        parents=[parent for parent in parents if parent],
         role=role,
-        context=turn.run.cast.staging(role).digest,
-        revision=policy.revision,
+        context=_context(turn.run.cast.staging(role), asked),
+        revision=revision,
         sampling=asdict(sampling),
         slot=asked.slot,
         attempt=0,
     )
 
 
-def _facts(turn: Turn, role: str, asked: Asked, sampling: Sampling, rendered_id: str) -> Row:
+def facts(turn: Turn, role: str, asked: Asked, sampling: Sampling, rendered_id: str | None) -> Row:
+    """Return what is known of a completion before it is made."""
     return {
         "round": turn.round,
         "step": turn.step,
         "split": asked.prompt.split,
         "prompt_id": asked.prompt.id,
         "rendered_prompt_id": rendered_id,
-        "parent_id": None,
+        "parent_id": asked.parent_id,
+        "critique_id": asked.critique_id,
         "slot": asked.slot,
         "attempt": 0,
         "role": role,

@@ -12,13 +12,13 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from ..errors import BadInput, Problem
 from ..hashing import row_id
 from ..policies import catalog
+from ..store.curation import Labels
 from ..store.query import snapshot
 from ..store.store import Row, Store, now
 from ..store.views import ANSWERS
@@ -27,7 +27,7 @@ from . import plugins
 from .cast import Cast
 from .opening import RECIPE, Plan, only_one, open_cast
 from .operator import BUILTINS, Operator, Progress, RunContext, Turn
-from .operators.curate import Pair, Select
+from .operators.curate import Pair, Select, settled, unsettled
 from .recipe import load_recipe
 from .roles import Staging
 from .stages import RESERVED_STEPS
@@ -89,7 +89,7 @@ def apply(
             settled = [(target, _settled(store, step, target)) for target in targets]
             if step.makes == "judgements":
                 _refuse_forgotten(store, targets)
-            run = _context(store, step, cache or catalog.default_cache(), progress)
+            run = context_of(store, step, cache or catalog.default_cache(), progress)
             try:
                 return [asyncio.run(_apply(run, made, target)) for target, made in settled]
             finally:
@@ -227,10 +227,9 @@ def _settled(store: Store, step: Operator, target: Target) -> Operator:
     Raises:
         BadInput: its name cannot be one, or stands in this round with other settings.
     """
-    changes: dict[str, Any] = {} if step.sources() else {"of": target.of}
+    step = step if step.sources() else step.model_copy(update={"of": target.of})
     if isinstance(step, Pair):
-        changes["by"] = _judge_of(store, step, target)
-    step = step.model_copy(update=changes)
+        step = _paired(store, step, target)
     name = step.as_ or _name_of(step)
     if name in RESERVED_STEPS or not name.isidentifier() or name.startswith("_"):
         raise BadInput.at(f"{_WHERE}.as", f"{name!r} cannot name a step", "choose another word")
@@ -256,27 +255,27 @@ def _same(row: Row, step: Operator) -> bool:
     )
 
 
-def _judge_of(store: Store, step: Pair, target: Target) -> str:
-    """Return the judge whose values are compared: the one that is named, or the only one."""
+def _paired(store: Store, step: Pair, target: Target) -> Pair:
+    """Return the step with the judge filled in that has scored or compared the answers."""
     rows = store.rows(
         """
-        SELECT DISTINCT j.judge FROM judgement j JOIN completion c ON c.id = j.completion_id
-        WHERE c.round = ? AND list_contains(?, c.step) AND j.mode = 'score' AND j.aspect = ''
-        ORDER BY j.judge
+        WITH said AS (
+            SELECT judge, 'scores' AS labels, completion_id AS seen FROM judgement
+            WHERE round = $round AND mode = 'score' AND aspect = ''
+            UNION ALL
+            SELECT judge, 'comparisons', unnest(presented) FROM judgement
+            WHERE round = $round AND mode = 'compare' AND aspect = ''
+        )
+        SELECT DISTINCT s.judge, s.labels FROM said s JOIN completion c ON c.id = s.seen
+        WHERE c.round = $round AND list_contains($of, c.step)
         """,
-        [target.round, list(target.of)],
+        {"round": target.round, "of": list(target.of)},
     )
-    scored = [row["judge"] for row in rows]
-    where = f"{_WHERE}.by"
-    if not scored:
-        raise BadInput.at(where, f"nothing has scored {' and '.join(target.of)}", "apply a `score`")
-    if step.by and step.by not in scored:
-        what = f"{step.by!r} has not scored them in round {target.round}"
-        raise BadInput.at(where, what, f"say `by: {' or '.join(scored)}`")
-    if not step.by and len(scored) > 1:
-        what = f"{' and '.join(scored)} have scored them"
-        raise BadInput.at(where, what, "say which with `by:`")
-    return step.by or scored[0]
+    given: set[tuple[str, Labels]] = {(row["judge"], row["labels"]) for row in rows}
+    step = settled(step, given)
+    if problems := unsettled(step, given, _WHERE):
+        raise BadInput(*problems)
+    return step
 
 
 def _name_of(step: Operator) -> str:
@@ -290,7 +289,7 @@ def _name_of(step: Operator) -> str:
 # -- doing it
 
 
-def _context(store: Store, step: Operator, cache: Path, progress: Progress) -> RunContext:
+def context_of(store: Store, step: Operator, cache: Path, progress: Progress) -> RunContext:
     """Return what the operator needs to know of the run; policies only where the step has roles."""
     [run] = store.rows("SELECT key, seed, student, recipe FROM run")
     recipe = json.loads(run["recipe"])

@@ -20,6 +20,7 @@ from ..policies.proof import prove
 from ..policies.revision import Revision
 from ..store.store import Store, now
 from .roles import STUDENT, RevisionName, Staging
+from .servers import Servers
 
 T = TypeVar("T")
 
@@ -33,6 +34,7 @@ class Cast:
         stagings: each role with its context.
         policies: each policy by the name that roles use; `student` is one of them.
         others: the one revision of each policy that is not the student.
+        servers: the clients of roles whose model is behind an address.
     """
 
     def __init__(
@@ -42,15 +44,19 @@ class Cast:
         stagings: Mapping[str, Staging],
         policies: Mapping[str, Policy],
         others: Mapping[str, Revision],
+        servers: Servers | None = None,
     ) -> None:
         self._folder = folder
         self.initial = initial
         self._stagings = stagings
         self._policies = policies
         self._others = others
+        self.servers = servers or Servers({})
         self._parents: dict[str, Revision] = {}
         # Kernels keep per-thread state, and two threads that sample at once would fight for the cores.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="redistill-policy")
+        self.stage = asyncio.Lock()
+        """Held from `speak` to the last call: else another role's weights could come in between."""
 
     def staging(self, role: str) -> Staging:
         """Return a role with its context."""
@@ -64,6 +70,15 @@ class Cast:
     def policy(self, role: str) -> Policy:
         """Return a role's policy, whatever it holds."""
         return self._policies[self._stagings[role].role.policy]
+
+    def vocabulary(self, revision: str) -> str | None:
+        """Return the vocabulary of what a revision says; None where its weights are none of this run's."""
+        for name, other in self._others.items():
+            if other.id == revision:
+                return self._policies[name].vocabulary
+        if revision and (self._folder / "revisions" / revision).is_dir():
+            return self.student.vocabulary
+        return None
 
     async def call(self, work: Callable[..., T], *arguments: Any) -> T:
         """Run a policy's blocking method in the policies' own thread."""

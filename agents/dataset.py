@@ -9,6 +9,7 @@ are scored anew.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,6 +66,9 @@ class Spoken:
     """Raw log-prob of the whole completion, nats."""
     revision: str
     saw: TokenIds
+    """Empty where nobody here rendered it."""
+    encoded: bool = False
+    """Whether the ids were made from the text, because a server gave none."""
 
 
 @dataclass(slots=True)
@@ -80,7 +84,7 @@ async def prepare(turn: Turn, trainer: Trainer, sources: Sources) -> dict[str, l
     """Write the job's folder and return the rows that freeze its training set."""
     began = time.monotonic()
     items = _items(turn, sources.step, trainer.rows)
-    spoken = _spoken(turn)
+    spoken = await _spoken(turn, items)
     prompts = await _prompt_ids(turn, items, spoken, keep_context=sources.keep_context)
     start = _revision(turn, sources.start)
     reference = None
@@ -91,6 +95,7 @@ async def prepare(turn: Turn, trainer: Trainer, sources: Sources) -> dict[str, l
     training_run = row_id("training_run", run=turn.run.key, round=turn.round, step=turn.step)
     rows = [
         _training_row(turn, training_run, place, item, reference)
+        | {"tokens_from": _tokens_from(item, spoken)}
         for place, item in enumerate(items)
     ]
     dataset = [
@@ -133,26 +138,36 @@ def _items(turn: Turn, step: str, kind: str) -> list[Item]:
     return [Item(**row) for row in chosen.values()]
 
 
-def _spoken(turn: Turn) -> dict[str, Spoken]:
+async def _spoken(turn: Turn, items: Sequence[Item]) -> dict[str, Spoken]:
+    """Return what was said by completion; where no ids were kept, the text is encoded once."""
+    wanted = {side for item in items for side in (item.chosen, item.rejected) if side}
     rows = turn.run.store.rows(
         """
-        SELECT c.id::VARCHAR AS id, c.revision, t.token_ids, t.logprobs, r.token_ids AS saw
+        SELECT c.id::VARCHAR AS id, c.revision, c.finish_reason, t.token_ids, t.logprobs,
+               r.token_ids AS saw, a.text
         FROM completion c
-        JOIN completion_tokens t ON t.completion_id = c.id AND t.round = c.round
-        JOIN rendered_prompt r ON r.id = c.rendered_prompt_id AND r.round = c.round
+        JOIN content a ON a.hash = c.text_hash AND a.round = c.round
+        LEFT JOIN completion_tokens t ON t.completion_id = c.id AND t.round = c.round
+        LEFT JOIN rendered_prompt r ON r.id = c.rendered_prompt_id AND r.round = c.round
         WHERE c.round = ? AND c.split = 'train'
         """,
         [turn.round],
     )
-    return {
-        row["id"]: Spoken(
+    return {row["id"]: await _said(turn, row) for row in rows if row["id"] in wanted}
+
+
+async def _said(turn: Turn, row: Row) -> Spoken:
+    if row["token_ids"] is not None:
+        return Spoken(
             token_ids=tuple(row["token_ids"]),
             logprob=float(sum(row["logprobs"])),
             revision=row["revision"],
             saw=tuple(row["saw"]),
         )
-        for row in rows
-    }
+    ids = await turn.run.cast.call(turn.run.cast.student.spell, row["text"])
+    # A cut answer never learns to end where it was cut.
+    whole = ids if row["finish_reason"] == "stop" else ids[:-1]
+    return Spoken(token_ids=whole, logprob=math.nan, revision="", saw=(), encoded=True)
 
 
 async def _prompt_ids(
@@ -167,7 +182,7 @@ async def _prompt_ids(
         if item.prompt_id not in rendered:
             rendered[item.prompt_id] = (
                 said.saw
-                if keep_context
+                if keep_context and said.saw
                 else await turn.run.cast.call(student.encode, known[item.prompt_id].messages)
             )
     return rendered
@@ -268,7 +283,6 @@ def _training_row(
         "weight": item.weight,
         "margin": item.margin,
         "probability": item.probability,
-        "tokens_from": "sampled",
         "created_at": now(),
         "reference_chosen": None,
         "reference_rejected": None,
@@ -280,6 +294,11 @@ def _training_row(
         both = {reference.sources[item.chosen], reference.sources[item.rejected]}
         row["reference_from"] = "stored" if both == {"stored"} else "scored"
     return row
+
+
+def _tokens_from(item: Item, spoken: dict[str, Spoken]) -> str:
+    sides = [side for side in (item.chosen, item.rejected) if side]
+    return "encoded" if any(spoken[side].encoded for side in sides) else "sampled"
 
 
 def _dataset_row(

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Annotated, Any, ClassVar, Protocol, TypeGuard
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeGuard, cast, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
@@ -25,11 +25,25 @@ from ..types import Completion, Judgement, Prompt
 from . import plugins
 
 BUILTINS = {
+    "chat": "redistill.agents.judges.chat:Chat",
     "verifier": "redistill.agents.judges.program:Verifier",
     "longest": "redistill.agents.judges.program:Longest",
     "shortest": "redistill.agents.judges.program:Shortest",
     "random": "redistill.agents.judges.program:Random",
     "shuffled": "redistill.agents.judges.program:Shuffled",
+    "replay": "redistill.agents.judges.replay:Replay",
+    "first": "redistill.agents.judges.program:First",
+    "human": "redistill.agents.judges.human:Human",
+    "choice": "redistill.agents.judges.model:Choice",
+    "rating": "redistill.agents.judges.model:Rating",
+    "likelihood": "redistill.agents.judges.model:Likelihood",
+    "agreement": "redistill.agents.judges.agreement:Agreement",
+    "reward_model": "redistill.agents.judges.reward:RewardModel",
+    "both_orders": "redistill.agents.judges.combine:BothOrders",
+    "repeat": "redistill.agents.judges.combine:Repeat",
+    "jury": "redistill.agents.judges.jury:Jury",
+    "length_corrected": "redistill.agents.judges.fitted:LengthCorrected",
+    "calibrated": "redistill.agents.judges.fitted:Calibrated",
 }
 
 _RESERVED = (
@@ -52,14 +66,29 @@ Answer = bool | float | Judgement | None
 
 @dataclass(frozen=True, slots=True)
 class JudgeTask:
-    """One completion to be judged, with the prompt that it answers."""
+    """One completion to be judged, or several beside each other, with the prompt that they answer."""
 
     prompt: Prompt
     completion: Completion
+    """The one to be scored or criticised; of a comparison, the first one presented."""
+    others: tuple[Completion, ...] = ()
+    """The others of a comparison, in the order presented; of a score, where the judge says `needs_group`, all
+    other samples of the prompt, in the order of their ids."""
+    attempt: int = 0
+    """Which asking of the same thing this is; a judge that samples takes it into its seed."""
+
+    @property
+    def candidates(self) -> tuple[Completion, ...]:
+        """All completions in the order presented."""
+        return (self.completion, *self.others)
 
 
 class Judge(Protocol):
-    """What the loop needs of a judge."""
+    """What every judge has. It can do one or more of `score`, `compare`, `critique`: see the classes below.
+
+    A judge that speaks through a role (a policy or a server) has two methods more: `roles()`, the names
+    of its roles, and `bound(speaker)`, which returns the judge ready to speak; see `speaker.py`.
+    """
 
     @property
     def name(self) -> str:
@@ -69,8 +98,64 @@ class Judge(Protocol):
     def revision(self) -> str:
         """Content hash of kind, settings and code version: equal revisions judge alike."""
 
+
+class Scorer(Judge, Protocol):
+    """A judge that gives a completion a value."""
+
     async def score(self, tasks: Sequence[JudgeTask]) -> list[Judgement]:
-        """Judge each task, in the order given."""
+        """Give each task's completion a value in [0, 1], in the order given."""
+
+
+class Comparer(Judge, Protocol):
+    """A judge that ranks completions of one prompt."""
+
+    async def compare(self, tasks: Sequence[JudgeTask]) -> list[Judgement]:
+        """Rank each task's candidates as presented; `Judgement.ranked` makes the verdict."""
+
+
+class Critic(Judge, Protocol):
+    """A judge that says in words what is wrong with a completion."""
+
+    async def critique(self, tasks: Sequence[JudgeTask]) -> list[Judgement]:
+        """Return judgements whose text is the critique; a value is not needed."""
+
+
+Mode = Literal["score", "compare", "critique"]
+
+
+def modes(judge: object) -> tuple[Mode, ...]:
+    """Return what a judge can do; one made of other judges says in `able()` what they leave it."""
+    every: tuple[Mode, ...] = ("score", "compare", "critique")
+    able = getattr(judge, "able", None)
+    allowed = able() if callable(able) and not isinstance(judge, type) else every
+    found = (m for m in every if inspect.iscoroutinefunction(getattr(judge, m, None)))
+    return tuple(m for m in found if m in allowed)
+
+
+Standing = Literal["program", "person", "baseline", "recorded", "model"]
+"""What a judge is to the exam: programs and people are exempt, a baseline is never proven, the others are
+examined; only recorded votes cannot be attacked."""
+EXEMPT: tuple[Standing, ...] = ("program", "person")
+"""Standings that need no exam."""
+
+
+def standing_of(judge: object) -> Standing:
+    """Return what a judge is to the exam.
+
+    It says so itself in `standing`. A plain function counts as a program, a coroutine function as a
+    model, because it waits for something; any other judge is a model until it says otherwise.
+    """
+    function = _innermost(judge.function) if isinstance(judge, CallableJudge) else None
+    said = getattr(judge if function is None else function, "standing", None)
+    if said in get_args(Standing):
+        return cast("Standing", said)
+    return "model" if function is None or _is_awaited(function) else "program"
+
+
+def _is_awaited(function: Any) -> bool:
+    """Tell whether a call of it is a coroutine; a callable object has its own `__call__`."""
+    called = getattr(function, "__call__", None)  # noqa: B004 - to look at it, not to call it
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
 
 
 def column_name(name: str) -> str:
@@ -137,11 +222,61 @@ def load(spec: object, where: str) -> Judge:
     return _from_callable(built, where)
 
 
+def scorer(spec: object, where: str) -> Scorer:
+    """Return a judge that gives values; `load` says what may be given.
+
+    Raises:
+        BadInput: the judge cannot do it.
+    """
+    return cast("Scorer", _able(load(spec, where), "score", where))
+
+
+def comparer(spec: object, where: str) -> Comparer:
+    """Return a judge that compares; `load` says what may be given.
+
+    Raises:
+        BadInput: the judge cannot do it.
+    """
+    return cast("Comparer", _able(load(spec, where), "compare", where))
+
+
+def critic(spec: object, where: str) -> Critic:
+    """Return a judge that criticises; `load` says what may be given.
+
+    Raises:
+        BadInput: the judge cannot do it.
+    """
+    return cast("Critic", _able(load(spec, where), "critique", where))
+
+
+def _able(judge: Judge, mode: Mode, where: str) -> Judge:
+    able = modes(judge)
+    if mode not in able:
+        raise BadInput.at(where, f"{judge.name} cannot {mode}", f"it can {' and '.join(able)}")
+    return judge
+
+
+def roles_of(judge: Judge) -> tuple[str, ...]:
+    """Return the roles through which a judge speaks; a program speaks through none."""
+    named = getattr(judge, "roles", None)
+    return tuple(named()) if callable(named) else ()
+
+
+def needs_group(judge: object) -> bool:
+    """Tell whether a judge scores a completion beside all other samples of its prompt; it says so itself."""
+    return bool(getattr(judge, "needs_group", False))
+
+
+def needs_weights(judge: object) -> bool:
+    """Tell whether a judge reads log-probs, so that its roles' models must be on this machine."""
+    return bool(getattr(judge, "needs_weights", False))
+
+
 def _is_judge(value: object) -> TypeGuard[Judge]:
     return (
         isinstance(getattr(value, "name", None), str)
         and isinstance(getattr(value, "revision", None), str)
-        and inspect.iscoroutinefunction(getattr(value, "score", None))
+        and bool(modes(value))
     )
 
 
@@ -206,10 +341,7 @@ class CallableJudge:
 
     async def score(self, tasks: Sequence[JudgeTask]) -> list[Judgement]:
         """Judge each task, in the order given."""
-        called = getattr(_innermost(self.function), "__call__", None)  # noqa: B004 - a callable object
-        if inspect.iscoroutinefunction(_innermost(self.function)) or (
-            inspect.iscoroutinefunction(called)
-        ):
+        if _is_awaited(_innermost(self.function)):
             return list(await asyncio.gather(*(self._awaited(task) for task in tasks)))
         judgements: list[Judgement] = []
         hung = 0

@@ -30,6 +30,7 @@ from ..trainers.worker import Worker
 from .opening import RECIPE, Place, Plan, only_one, open_cast, prepared, run_context, write_opening
 from .operator import Progress, RunContext, Turn
 from .operators.improve import Train
+from .people import parked
 from .recipe import Recipe, load_recipe
 from .round import Graph, build_measurement, build_round, opening
 
@@ -128,6 +129,7 @@ async def _walk_and_close(plan: Plan, run: RunContext) -> None:
         await run.worker.start()
         await _walk(plan, run)
     finally:
+        await run.cast.servers.close()
         await run.worker.close()
 
 
@@ -174,7 +176,8 @@ class _Walker:
         """Take a graph to its end, from its checkpoint where there is one.
 
         Raises:
-            TryLater: a signal asked the run to stop; the chunk in hand was finished.
+            TryLater: a signal asked the run to stop, and the chunk in hand was finished; or a step
+                waits for people.
         """
         compiled = graph.compile(checkpointer=self.saver)
         config: Any = {"configurable": {"thread_id": f"{self.recipe.name}:{name}"}}
@@ -186,7 +189,7 @@ class _Walker:
         begun = snapshot.created_at is not None
         with _drained_by_signals(control, self.run.progress):
             try:
-                await compiled.ainvoke(
+                found = await compiled.ainvoke(
                     None if begun else opening(round_, revision),
                     config,
                     context=self.run,
@@ -195,6 +198,8 @@ class _Walker:
                 )
             except GraphDrained as error:
                 raise _stopped(self.run.folder) from error
+        for waits in found.get("__interrupt__", ()):
+            raise parked(self.run.folder, waits.value)
         if control.drain_requested:  # asked for in the graph's last chunk, which ends it by itself
             raise _stopped(self.run.folder)
 

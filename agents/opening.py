@@ -20,6 +20,7 @@ from .. import __version__
 from ..errors import BadInput, Busy
 from ..hashing import row_id
 from ..policies import catalog
+from ..policies.address import is_remote
 from ..policies.policy import Policy
 from ..policies.revision import Revision
 from ..store import facts
@@ -28,10 +29,12 @@ from ..trainers.worker import Worker
 from . import plugins
 from .cast import Cast
 from .forgotten import refuse_forgotten
+from .gating import admission_rows, check_judges
 from .operator import Progress, RunContext
 from .prompts import load_prompts, ships
 from .recipe import Recipe, load_recipe
 from .roles import STUDENT, Staging
+from .servers import Servers
 
 RECIPE = "recipe.yaml"
 
@@ -63,9 +66,11 @@ def prepared(recipe: Recipe, place: Place) -> Plan:
         EnvironmentProblem: a model or a package that it needs cannot be had.
     """
     folder = run_folder(place.runs, recipe.name)
-    recipe = _anchored(recipe)
+    recipe = anchored(recipe)
     prompts = load_prompts(recipe.prompts, recipe.base, recipe.seed)
     stagings = {name: Staging(name, role, recipe.base) for name, role in recipe.roles.items()}
+    if unfit := check_judges(recipe, folder):
+        raise BadInput(*unfit)
     _check_models(recipe, place.cache)
     return Plan(_settle(recipe, folder), folder, prompts, stagings, place.cache)
 
@@ -103,8 +108,9 @@ def only_one(folder: Path) -> Iterator[None]:
 
 def _check_models(recipe: Recipe, cache: Path) -> None:
     for spec in {recipe.student, *(r.policy for r in recipe.roles.values() if r.policy != STUDENT)}:
-        if not catalog.is_plugin(spec):
+        if not catalog.is_plugin(spec) and not is_remote(spec):
             catalog.check(spec, cache)
+    Servers(recipe.roles)  # finds a key that is not there
     for stage in recipe.stages:
         for step in stage.steps:
             trainer = getattr(step, "load_trainer", None)
@@ -129,7 +135,8 @@ def _settle(recipe: Recipe, folder: Path) -> Recipe:
                 f"run {recipe.name!r} exists with another recipe: {changed}",
                 "choose another name with --name, or remove the folder",
             )
-        return before.model_copy(update={"execution": recipe.execution})
+        kept = ("execution", "loop", "unproven_judge", "self_judge", "same_judge")
+        return before.model_copy(update={name: getattr(recipe, name) for name in kept})
     if (folder / FILE).exists():
         raise BadInput.at(
             "", f"run {recipe.name!r} holds imports", "choose another name with --name"
@@ -165,7 +172,7 @@ def _with_inputs(recipe: Recipe, folder: Path) -> Recipe:
     )
 
 
-def _anchored(recipe: Recipe) -> Recipe:
+def anchored(recipe: Recipe) -> Recipe:
     """Resolve models that are folders from the recipe's own folder, as its files are."""
 
     def anchor(spec: str) -> str:
@@ -206,6 +213,8 @@ def open_cast(plan: Plan) -> Cast:
     policies: dict[str, Policy] = {STUDENT: student}
     others: dict[str, Revision] = {}
     for name, role in plan.recipe.roles.items():
+        if is_remote(role.policy):
+            continue
         if role.policy not in policies:
             others[role.policy], policies[role.policy] = _open_policy(plan, role.policy)
         if policies[role.policy].vocabulary != student.vocabulary:
@@ -214,7 +223,8 @@ def open_cast(plan: Plan) -> Cast:
                 f"{role.policy} has another tokenizer than the student",
                 "use a teacher of the student's model family",
             )
-    return Cast(plan.folder, initial.id, plan.stagings, policies, others)
+    servers = Servers(plan.recipe.roles)
+    return Cast(plan.folder, initial.id, plan.stagings, policies, others, servers)
 
 
 def _open_policy(plan: Plan, spec: str) -> tuple[Revision, Policy]:
@@ -264,6 +274,8 @@ def run_context(
         cast=cast,
         worker=worker,
         progress=progress,
+        budget_usd=recipe.loop.stop.budget_usd,
+        anchors=recipe.execution.anchors,
     )
 
 
@@ -280,6 +292,7 @@ def write_opening(plan: Plan, store: Store, cast: Cast) -> None:
     }
     run = run_row(recipe, cast.initial)
     rows = {"run": [run], "revision": [revision], **facts.prompt_rows(plan.prompts)}
+    rows |= admission_rows(recipe)
     store.commit(rows, round=0, step="begin", chunk=0)
     _same_as_begun(recipe, store, cast)
     refuse_forgotten(recipe, store)

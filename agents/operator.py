@@ -24,11 +24,16 @@ from ..types import Prompt, Split
 from .cast import Cast
 
 T = TypeVar("T")
-Makes = Literal["completions", "judgements", "rows", "revision", "evaluation", "decision"]
+Makes = Literal[
+    "completions", "judgements", "critiques", "rows", "revision", "evaluation", "decision"
+]
 
 BUILTINS = {
     "sample": "redistill.agents.operators.elicit:Sample",
+    "rewrite": "redistill.agents.operators.elicit:Rewrite",
     "score": "redistill.agents.operators.feedback:Score",
+    "compare": "redistill.agents.operators.feedback:Compare",
+    "critique": "redistill.agents.operators.feedback:Critique",
     "select": "redistill.agents.operators.curate:Select",
     "pair": "redistill.agents.operators.curate:Pair",
     "train": "redistill.agents.operators.improve:Train",
@@ -64,6 +69,10 @@ class RunContext:
     cast: Cast
     worker: Worker
     progress: Progress
+    budget_usd: float | None = None
+    """Dollars that calls may cost."""
+    anchors: int = 0
+    """Frozen pairs about which a judge that is a model is asked again each round."""
     _prompts: dict[str, list[Prompt]] = field(default_factory=dict)
 
     def prompts(self, split: Split) -> list[Prompt]:

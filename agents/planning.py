@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,17 +15,14 @@ import psutil
 
 from ..store.analysis import smallest_gain
 from ..types import Prompt
-from .operator import Operator
-from .operators.elicit import Sample
+from .operators.elicit import Rewrite, Sample
 from .operators.improve import Evaluate, Train
 from .recipe import Recipe
+from .workload import Speech, Work, Workload, measured
 
 _GFLOPS_A_CORE = (30e9, 130e9)
 """Useful fp32 floating-point operations a second of one core in a transformer, slow and fast machine."""
 _GPU_FLOPS = (10e12, 200e12)
-_CHARACTERS_A_TOKEN = 3.5
-_TRAINING_PASSES = 3
-"""A backward pass costs about twice a forward pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +46,10 @@ class PhasePlan:
     calls: int
     """Completions or judgements asked for."""
     tokens: int
-    """Most tokens through the model, prompts included."""
+    """Most tokens through the models of this machine, prompts included."""
     hours: tuple[float, float]
+    remote: Mapping[str, Speech]
+    """What leaves this machine, by role."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +64,8 @@ class RunPlan:
     disk_there: int
     heldout: int
     smallest_gain: float
+    bill: Mapping[str, tuple[int, float | None]]
+    """By role that is called elsewhere: calls, and the most that they cost in dollars; None: no price is known."""
 
 
 def shape_of(folder: Path) -> Shape:
@@ -87,15 +88,20 @@ def plan(recipe: Recipe, prompts: Sequence[Prompt], shape: Shape, where: Path) -
     """
     by_split = {s: [p for p in prompts if p.split == s] for s in ("train", "heldout", "test")}
     speed = _speed(recipe)
-    phases: list[PhasePlan] = [_measure("baseline", recipe, by_split["heldout"], shape, speed)]
+    phases = [_phase((0, ""), "baseline", measured(recipe, by_split["heldout"]), shape, speed)]
     staged = [recipe.stage_of(round_)[0] for round_ in range(1, recipe.rounds + 1)]
     repeats = {index: staged.count(index) for index in staged}
     for index, count in repeats.items():
         first = staged.index(index) + 1
         rounds = f"{first}" if count == 1 else f"{first}-{first + count - 1}"
-        steps = recipe.stages[index - 1].steps
-        phases += [_phase(s, (index, rounds), recipe, by_split, (shape, speed)) for s in steps]
-    phases.append(_measure("test", recipe, by_split["test"] * 2, shape, speed))
+        train = by_split["train"][: recipe.prompts.per_round or None]
+        workload = Workload(recipe, train, by_split["heldout"])
+        phases += [
+            _phase((index, rounds), step.step, workload.of(step), shape, speed)
+            for step in recipe.stages[index - 1].steps
+        ]
+    twice = measured(recipe, by_split["test"] * 2)
+    phases.append(_phase((0, ""), "test", twice, shape, speed))
     low = sum(p.hours[0] * repeats.get(p.stage, 1) for p in phases)
     high = sum(p.hours[1] * repeats.get(p.stage, 1) for p in phases)
     return RunPlan(
@@ -107,6 +113,7 @@ def plan(recipe: Recipe, prompts: Sequence[Prompt], shape: Shape, where: Path) -
         disk_there=psutil.disk_usage(str(_existing(where))).free,
         heldout=len(by_split["heldout"]),
         smallest_gain=smallest_gain(len(by_split["heldout"])),
+        bill=_bill(recipe, [(p, repeats.get(p.stage, 1)) for p in phases]),
     )
 
 
@@ -122,7 +129,7 @@ def memory_needed(recipe: Recipe, shape: Shape) -> int:
             if isinstance(step, Train):
                 trainer = step.load_trainer()
                 rows = max(rows, trainer.micro_batch * (2 if trainer.rows == "pairs" else 1))
-            if isinstance(step, Sample | Evaluate):
+            if isinstance(step, Sample | Rewrite | Evaluate):
                 longest = max(longest, 2 * step.max_tokens)
     logits = rows * longest * shape.vocabulary * 4 * 2
     return shape.parameters * 4 * 4 + logits + shape.parameters * 4
@@ -143,58 +150,33 @@ def _speed(recipe: Recipe) -> tuple[float, float]:
     return _GFLOPS_A_CORE[0] * cores, _GFLOPS_A_CORE[1] * cores
 
 
-def _tokens(prompts: Sequence[Prompt], answers: int, longest: int) -> int:
-    asked = sum(len(m.content) for p in prompts for m in p.messages) / _CHARACTERS_A_TOKEN
-    return int(asked + len(prompts) * 25 + answers * longest)
-
-
 def _hours(tokens: float, shape: Shape, speed: tuple[float, float]) -> tuple[float, float]:
     work = 2 * shape.parameters * tokens
     return work / speed[1] / 3600, work / speed[0] / 3600
 
 
-def _measure(
-    name: str, recipe: Recipe, prompts: Sequence[Prompt], shape: Shape, speed: tuple[float, float]
-) -> PhasePlan:
-    tokens = _tokens(prompts, len(prompts), recipe.evaluate.max_tokens)
-    return PhasePlan(
-        0, "", name, f"{len(prompts)} answers", len(prompts), tokens, _hours(tokens, shape, speed)
-    )
-
-
 def _phase(
-    step: Operator,
-    place: tuple[int, str],
-    recipe: Recipe,
-    by_split: dict[str, list[Prompt]],
-    model: tuple[Shape, tuple[float, float]],
+    place: tuple[int, str], name: str, work: Work, shape: Shape, speed: tuple[float, float]
 ) -> PhasePlan:
     stage, rounds = place
-    train = by_split["train"][: recipe.prompts.per_round or None]
-    calls, tokens, rows = 0, 0, "rows of the store"
-    if isinstance(step, Sample):
-        calls = len(train) * step.k
-        tokens = _tokens(train, calls, step.max_tokens)
-        rows = f"{calls} completions"
-    elif isinstance(step, Evaluate):
-        calls = len(by_split["heldout"])
-        tokens = _tokens(by_split["heldout"], calls, step.max_tokens)
-        rows = f"{calls} answers, judged"
-    elif isinstance(step, Train):
-        trainer = step.load_trainer()
-        sampled = max(
-            (s.k for g in recipe.stages for s in g.steps if isinstance(s, Sample)), default=1
-        )
-        most = len(train) * (1 if trainer.rows == "pairs" else sampled)
-        steps = trainer.plan(most)
-        longest = recipe.evaluate.max_tokens
-        seen = steps * trainer.batch_size * (2 if trainer.rows == "pairs" else 1)
-        each = _tokens(train, len(train), longest) / max(1, len(train))
-        tokens = int(seen * each * _TRAINING_PASSES)
-        rows = f"at most {steps} steps of {trainer.batch_size} rows"
-    elif step.makes == "judgements":
-        calls = sum(
-            len(train) * s.k for s in recipe.stages[stage - 1].steps if isinstance(s, Sample)
-        )
-        rows = f"{calls} judgements"
-    return PhasePlan(stage, rounds, step.step, rows, calls, tokens, _hours(tokens, *model))
+    hours = _hours(work.tokens, shape, speed)
+    return PhasePlan(stage, rounds, name, work.rows, work.calls, work.tokens, hours, work.remote)
+
+
+def _bill(
+    recipe: Recipe, phases: Sequence[tuple[PhasePlan, int]]
+) -> dict[str, tuple[int, float | None]]:
+    """Return what each role that is called elsewhere is asked, and what that costs at most."""
+    found: dict[str, tuple[int, float | None]] = {}
+    for phase, times in phases:
+        for role, speech in phase.remote.items():
+            price = recipe.roles[role].price
+            dollars = (
+                None
+                if price is None
+                else times * (speech.tokens_in * price.in_ + speech.tokens_out * price.out) / 1e6
+            )
+            calls, before = found.get(role, (0, 0.0))
+            total = None if dollars is None or before is None else before + dollars
+            found[role] = (calls + times * speech.calls, total)
+    return found

@@ -110,15 +110,17 @@ def build(kind: str, spec: object, builtins: Mapping[str, str], where: str) -> A
     inner = f"{where}.{name}" if isinstance(spec, Mapping) else where
     if isinstance(target, type):
         if not issubclass(target, BaseModel):
-            raise BadInput.at(where, f"{name} is a class, but no pydantic model")
+            told = "make an object of it in the module, and name that"
+            raise BadInput.at(where, f"{name} is a class, but no pydantic model", told)
         try:
             return target.model_validate(settings)
         except ValidationError as error:
             raise BadInput(*problems_of(error, inner, target)) from error
-    if not callable(target):
+    # A judge may be an object that is ready; `judge.load` says whether it is one.
+    if not callable(target) and kind != "judges":
         raise BadInput.at(where, f"{name} is neither a class nor a callable")
     if settings:
-        raise BadInput.at(inner, f"{name} is a plain callable and takes no settings")
+        raise BadInput.at(inner, f"{name} is no class and takes no settings")
     return target
 
 

@@ -21,6 +21,7 @@ from ..store.lines import json_row
 from ..store.traces import FORGOTTEN
 from ..types import Message, Prompt, Split
 from .judges.checkers import check_spec
+from .judges.sandbox import why_none
 from .plugins import did_you_mean
 
 _KEYS = [
@@ -161,11 +162,20 @@ def load_prompts(source: PromptSource, base: Path, seed: int) -> list[Prompt]:
             found.setdefault(prompt.id, prompt)
     prompts = list(found.values())
     problems += first_few(faults)
+    problems += _no_sandbox(prompts)
     if not problems and not forgotten:  # what is then missing, the store knows
         problems += _missing_splits(prompts)
     if problems:
         raise BadInput(*problems)
     return _deal(prompts, seed)
+
+
+def _no_sandbox(prompts: list[Prompt]) -> list[Problem]:
+    """Refuse, in one line, prompts whose answers would be run where there is no sandbox."""
+    run = [prompt for prompt in prompts if "code" in (prompt.verify or {})]
+    if not run or not (why := why_none()):
+        return []
+    return [Problem("prompts", f"{len(run)} prompts verify code, and {why}")]
 
 
 def _prompt(

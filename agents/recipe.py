@@ -10,16 +10,18 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     TypeAdapter,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -31,14 +33,16 @@ from ..store.views import ANSWERS
 from . import plugins
 from .judge import BUILTINS as JUDGES
 from .operator import Operator
-from .operators.curate import Pair, Select
-from .operators.feedback import Score
+from .operators.curate import Pair, Select, unsettled
+from .operators.feedback import Compare, Score
 from .operators.improve import Evaluate, Train
 from .prompts import PromptSource, locate, ships
-from .roles import STUDENT, Role, check_roles, describe
-from .stages import expand, is_raw, override, step_data, written_at
+from .roles import STUDENT, Role, check_money, check_roles, describe
+from .stages import expand, is_raw, labels_of, override, step_data, written_at
 from .yaml_lines import line_of, parse
 
+NOT_IN_ID = ("name", "execution", "unproven_judge", "self_judge", "same_judge")
+"""Keys that change no row: how the run is called, where it runs, and which judges it may use."""
 _ROLES = TypeAdapter(dict[str, Role])
 NO_ROUND = Problem("round", "the recipe has no round", "`redistill show quickstart` is one")
 
@@ -61,6 +65,13 @@ class Stop(BaseModel):
 
     patience: int | None = Field(None, ge=1)
     """Rejected rounds in a row after which the run ends."""
+    budget_usd: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Dollars that calls may cost; the most that a chunk can cost is set aside before its first call."""
+
+    @model_serializer(mode="wrap")
+    def _without_no_budget(self, told: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = told(self)
+        return {k: v for k, v in data.items() if v is not None or k != "budget_usd"}
 
 
 class Loop(BaseModel):
@@ -80,6 +91,15 @@ class Execution(BaseModel):
 
     threads: int | None = Field(None, ge=1)
     """Threads of sampler and trainer; all cores where it is left out."""
+    anchors: int = Field(20, ge=0, le=40)
+    """Frozen pairs of its exam about which a judge that is a model is asked again each round; with 0 it
+    does not meet the attacks again either."""
+
+    @model_serializer(mode="wrap")
+    def _without_usual_anchors(self, told: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        usual = type(self).model_fields["anchors"].default
+        data: dict[str, Any] = told(self)
+        return {k: v for k, v in data.items() if k != "anchors" or v != usual}
 
 
 class Recipe(BaseModel):
@@ -103,6 +123,12 @@ class Recipe(BaseModel):
     chunk: int = Field(64, ge=1, le=4096)
     """Rows of one super-step and one transaction."""
     execution: Execution = Execution()
+    unproven_judge: Literal["refuse", "allow"] = "refuse"
+    """Whether a judge that has not passed the exam may label or measure; every report then says so."""
+    self_judge: Literal["refuse", "allow"] = "refuse"
+    """Whether the student may be its only judge."""
+    same_judge: Literal["refuse", "allow"] = "refuse"
+    """Whether the judge that labels what trains may also measure what came of it."""
     base: Path = Field(Path(), exclude=True)
     """Folder that the recipe's own paths are relative to."""
 
@@ -122,7 +148,11 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _sound(self) -> Recipe:
-        problems = check_roles(self.roles, list(JUDGES)) + _check_stages(self)
+        problems = (
+            check_roles(self.roles, list(JUDGES))
+            + check_money(self.student, self.roles, self.loop.stop.budget_usd)
+            + _check_stages(self)
+        )
         if problems:
             raise BadInput(*problems)
         return self
@@ -168,10 +198,11 @@ class Recipe(BaseModel):
 
     @property
     def key(self) -> str:
-        """Hash of all that decides what the run's rows are: no name, no path, no execution."""
+        """Hash of all that decides what the run's rows are: no name, path, execution or leave."""
         data = self.resolved()
-        for left_out in ("name", "execution"):
+        for left_out in NOT_IN_ID:
             data.pop(left_out)
+        data["loop"]["stop"].pop("budget_usd", None)  # it decides how far, and not what
         data["student"] = _policy_key(self.student, self.base)
         for name, path in self.prompts.named().items():
             data["prompts"][name] = _file_hash(path, self.base)
@@ -341,7 +372,7 @@ def _check_scores(stage: Stage, where: str) -> list[Problem]:
     problems = []
     known: dict[str, str] = {}
     for step in stage.steps:
-        for name, revision in step.judges().items() if isinstance(step, Score) else ():
+        for name, revision in step.judges().items() if isinstance(step, Score | Compare) else ():
             if known.setdefault(name, revision) != revision:
                 hint = "give one of them another `name`"
                 problems.append(
@@ -355,18 +386,13 @@ def _check_scores(stage: Stage, where: str) -> list[Problem]:
 
 
 def _check_pair(stage: Stage, step: Pair, where: str) -> list[Problem]:
-    scored = [
-        name
-        for other in stage.steps
-        if isinstance(other, Score) and set(other.sources()) & set(step.sources())
-        for name in other.judges()
-    ]
-    if not scored:
-        return [Problem(where, "nothing has scored these completions", "put a `score` step before")]
-    if step.by not in scored:
-        known = " or ".join(scored)
-        return [Problem(f"{where}.by", f"{step.by!r} has not scored them", f"say `by: {known}`")]
-    return []
+    """Find a pair step whose answers no judge has looked at; of rewrites, the originals too."""
+    labelling = [other for other in stage.steps if isinstance(other, Score | Compare)]
+    wanted = [set(step.sources())]
+    if step.rule == "revised_original":
+        wanted += [{*s.sources()} for s in stage.steps if s.step in step.sources() and s.sources()]
+    given = [labels_of(s for s in labelling if set(s.sources()) & of) for of in wanted]
+    return unsettled(step, set.intersection(*given), where)
 
 
 def _policy_key(spec: str, base: Path) -> str:

@@ -9,10 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from ..errors import BadInput, Problem
 from ..hashing import content_hash
+from ..policies.address import address_fault, is_address, is_provider, is_remote, key_fault
 from ..types import Message, Prompt
 from .plugins import did_you_mean
 from .prompts import first_few, read_rows
@@ -45,17 +52,60 @@ class RoleContext(BaseModel):
     """Worked examples."""
 
 
+class RolePrice(BaseModel):
+    """What a model costs, in dollars for a million tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    in_: float = Field(alias="in", ge=0, allow_inf_nan=False)
+    """Tokens read."""
+    out: float = Field(ge=0, allow_inf_nan=False)
+    """Tokens written, those of reasoning included."""
+
+
 class Role(BaseModel):
-    """Who speaks: a policy, which revision of it, and what it is shown first."""
+    """Who speaks: a policy, which revision of it, and what it is shown first.
+
+    The settings after `context` are of models behind an address or at a provider. Of these only `model`
+    decides what a run is; the others say how it is reached.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     policy: str = STUDENT
-    """`student`, or a model as in the recipe's `student` key."""
+    """`student`, a model as in the recipe's `student` key, an OpenAI-compatible address such as
+    `http://127.0.0.1:8000/v1`, or `provider:model` where LangChain is installed."""
     revision: RevisionName = "current"
     """current is the champion until `train`, the challenger after; the student's only."""
     context: RoleContext = RoleContext()
     """What the role is shown before the prompt; training prompts leave it out."""
+    model: str | None = None
+    """Name of the model at the address."""
+    key: str | None = None
+    """`env:NAME`, the environment variable that holds the key."""
+    concurrency: int | None = Field(None, ge=1, le=20_000)
+    """Calls in flight; 64 where it is left out."""
+    rpm: int | None = Field(None, ge=1)
+    """Most calls a minute."""
+    tpm: int | None = Field(None, ge=1)
+    """Most tokens a minute."""
+    deadline: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Seconds that one call may last, retries included; 120 where it is left out."""
+    price: RolePrice | None = None
+    """What it costs; a money budget needs it."""
+    answers_as: str | None = None
+    """Name by which the server calls the model in its replies, where it is another than `model`."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_said(self, told: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A recipe of models of this machine reads, and is hashed, as if these settings did not exist.
+        data: dict[str, Any] = told(self)
+        return {k: v for k, v in data.items() if v is not None or k not in REMOTE_ONLY}
+
+
+_HOW = ("key", "concurrency", "rpm", "tpm", "deadline", "price", "answers_as")
+"""Settings that say how a model is reached, and not which one it is."""
+REMOTE_ONLY = ("model", *_HOW)
 
 
 class Staging:
@@ -146,9 +196,47 @@ def check_roles(roles: Mapping[str, Role], judges: Sequence[str]) -> list[Proble
                     f"{where}.revision", f"{role.revision!r} is of the student only", "leave it out"
                 )
             )
+        problems += _check_remote(role, where)
+    return problems
+
+
+def check_money(student: str, roles: Mapping[str, Role], budget: float | None) -> list[Problem]:
+    """Refuse a student that cannot be trained, and a budget that nobody could keep."""
+    problems = []
+    if is_remote(student):
+        hint = "give a model of this machine; a role may have an address"
+        problems.append(Problem("student", "a model behind an address cannot be trained", hint))
+    if budget is not None:
+        hint = "say `price: {in: ..., out: ...}` in dollars per million tokens; 0 is a price too"
+        problems += [
+            Problem(f"roles.{name}.price", "is needed to keep `loop.stop.budget_usd`", hint)
+            for name, role in roles.items()
+            if is_remote(role.policy) and role.price is None
+        ]
+    return problems
+
+
+def _check_remote(role: Role, where: str) -> list[Problem]:
+    """Check what only a model elsewhere has; a key that stands in the recipe is never repeated."""
+    given = [name for name in REMOTE_ONLY if getattr(role, name) is not None]
+    if not is_remote(role.policy):
+        hint = "give the role an address as its policy, or leave it out"
+        return [Problem(f"{where}.{n}", "is only for a model at an address", hint) for n in given]
+    problems = []
+    if is_address(role.policy):
+        if fault := address_fault(role.policy):
+            problems.append(Problem(f"{where}.policy", *fault))
+        if not role.model:
+            hint = "say `model:` as the server names it; GET /models lists them"
+            problems.append(Problem(f"{where}.model", "is needed with an address", hint))
+    if is_provider(role.policy) and role.model is not None:
+        problems.append(Problem(f"{where}.model", "stands in the policy already", "leave it out"))
+    if role.key is not None and (fault := key_fault(role.key)):
+        problems.append(Problem(f"{where}.key", *fault))
     return problems
 
 
 def describe(role: Role) -> dict[str, Any]:
-    """Return a role's settings without file paths, for ids."""
-    return role.model_dump(mode="json", exclude={"context": {"few_shot": {"file"}}})
+    """Return a role's settings without file paths and without how it is reached, for ids."""
+    how: dict[str, Any] = dict.fromkeys(_HOW, True)
+    return role.model_dump(mode="json", exclude=how | {"context": {"few_shot": {"file"}}})

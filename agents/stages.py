@@ -11,12 +11,14 @@ from typing import Any
 import yaml
 
 from ..errors import BadInput, Problem
-from . import plugins
+from ..store.curation import Labels
+from . import plugins, role_judges
 from .operator import BUILTINS as OPERATORS
 from .operator import Operator
-from .operators.curate import Pair
-from .operators.feedback import Score
+from .operators.curate import Pair, settled
+from .operators.feedback import Compare, Score
 from .operators.improve import Train
+from .roles import STUDENT
 
 _STAGE_KEYS = ("repeat", "set", "round")
 # Nodes of the graph and steps of the ledger that the loop makes itself, and keys of the graph's state.
@@ -61,14 +63,29 @@ def expand(data: dict[str, Any]) -> dict[str, Any]:
         raise BadInput.at("stages", f"must be a list of stages, not {raw!r}")
     problems: list[Problem] = []
     stages: list[dict[str, Any]] = []
+    roles = _role_names(data.get("roles"))
+    base = role_judges.in_steps(base, roles)
     for index, stage in enumerate(raw or [_only_stage(data.get("loop"))]):
         where = f"stages[{index}]" if raw else ""
-        built, faults = _stage(stage, base, where)
+        built, faults = _stage(_spoken(stage, roles), base, where)
         problems += faults
         stages.append(built)
     if problems:
         raise BadInput(*dict.fromkeys(problems))
     return data | {"stages": stages}
+
+
+def _role_names(roles: Any) -> set[str]:
+    return {STUDENT, *roles} if isinstance(roles, Mapping) else {STUDENT}
+
+
+def _spoken(stage: Any, roles: set[str]) -> Any:
+    """Resolve the judges of a stage that are roles."""
+    if not isinstance(stage, Mapping):
+        return stage
+    ways = {"round": role_judges.in_steps, "set": role_judges.in_changes}
+    changed = {key: way(stage[key], roles) for key, way in ways.items() if key in stage}
+    return {**stage, **changed}
 
 
 def _only_stage(loop: Any) -> dict[str, Any]:
@@ -279,11 +296,14 @@ def _resolve_of(
 
 
 def _resolve_by(step: Operator, earlier: Sequence[Operator]) -> Operator:
-    """Fill in `pair.by` where one judge alone has scored."""
-    if not isinstance(step, Pair) or step.by:
-        return step
-    scored = {name for s in earlier if isinstance(s, Score) for name in s.judges()}
-    return step.model_copy(update={"by": scored.pop()}) if len(scored) == 1 else step
+    """Fill in `pair.by` where one judge alone has scored or compared, and which of the two it did."""
+    return settled(step, labels_of(earlier)) if isinstance(step, Pair) else step
+
+
+def labels_of(steps: Iterable[Operator]) -> set[tuple[str, Labels]]:
+    """Return the judges of some steps, each with what it gives that pairs can be made of."""
+    kinds: dict[type[Operator], Labels] = {Score: "scores", Compare: "comparisons"}
+    return {(n, kinds[type(s)]) for s in steps if type(s) in kinds for n in s.judges()}
 
 
 def _check_round(steps: Sequence[Operator], where: str) -> list[Problem]:

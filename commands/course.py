@@ -133,9 +133,9 @@ def _go(recipe: Recipe, runs: Path, *, as_json: bool) -> None:
 
 
 def _finish(folder: Path, runs: Path, *, as_json: bool) -> None:
-    from ..report.console import breakdown_table, gain_line, next_commands, rounds_table
+    from ..report.console import breakdown_table, clean, gain_line, next_commands, rounds_table
     from ..report.page import write_page
-    from ..report.summary import answers_on_test, breakdown, summary
+    from ..report.summary import answers_on_test, breakdown, judge_notes, summary
 
     found = summary(folder)
     page = write_page(folder, None)
@@ -146,6 +146,8 @@ def _finish(folder: Path, runs: Path, *, as_json: bool) -> None:
     console.print(rounds_table(found))
     console.print(breakdown_table(breakdown(answers_on_test(folder))))
     console.print(gain_line(found), style="bold", highlight=False)
+    for note in judge_notes(found):
+        console.print(clean(note), style="yellow", highlight=False, markup=False, soft_wrap=True)
     console.print(f"page: {page}", highlight=False, markup=False)
     console.print("next:", highlight=False)
     for command in next_commands(folder.name, runs):

@@ -22,8 +22,8 @@ from .shared import (
 
 def status(run: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
     """Show the rounds of a run, what was decided, and the gain."""
-    from ..report.console import gain_line, rounds_table
-    from ..report.summary import summary
+    from ..report.console import clean, gain_line, rounds_table
+    from ..report.summary import judge_notes, summary
 
     found = summary(runs / run)
     if as_json:
@@ -32,11 +32,17 @@ def status(run: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
     console = terminal()
     if found["state"] != "imports":
         console.print(rounds_table(found))
+    for note in judge_notes(found):
+        console.print(clean(note), style="yellow", highlight=False, markup=False, soft_wrap=True)
     for row in found["rounds"]:
         if row["reason"]:
             console.print(f"round {row['round']}: {row['reason']}", highlight=False, markup=False)
     if found["stopped_by"]:
         console.print(f"stopped: {found['stopped_by']}", style="red", highlight=False, markup=False)
+    if waits := found["waits_for"]:
+        where = "" if runs == RUNS else f" --runs {runs}"
+        told = f"round {waits['round']} {waits['step']} waits for people: redistill review {run}{where}"
+        console.print(told, highlight=False, markup=False, soft_wrap=True)
     console.print(gain_line(found), highlight=False)
     print_age(found["snapshot_age_seconds"])
 

@@ -59,13 +59,13 @@ class ChatCodec:
         """Hash of the map from tokens to ids."""
         return content_hash(self._tokenizer.get_vocab())
 
-    def conversation(self, messages: Sequence[Message]) -> TokenIds:
-        """Render messages with the chat template, ready to be answered."""
+    def conversation(self, messages: Sequence[Message], *, answered: bool = False) -> TokenIds:
+        """Render messages with the chat template, ready to be answered, or as they were."""
         said = [Message(_clean(m.role), _clean(m.content)) for m in messages]
         texts = [text for m in said for text in (m.role, m.content)]
         if not any(self.reserved.intersection(self._ids(text)) for text in texts):
-            return tuple(self._ids(self._render(said)))
-        return self._guarded(said)
+            return tuple(self._ids(self._render(said, answered=answered)))
+        return self._guarded(said, answered=answered)
 
     def plain(self, text: str) -> TokenIds:
         """Return the ids of a text with no markup around it."""
@@ -81,17 +81,19 @@ class ChatCodec:
             )
         )
 
-    def _render(self, messages: Sequence[Message]) -> str:
+    def _render(self, messages: Sequence[Message], *, answered: bool) -> str:
         return str(
             self._tokenizer.apply_chat_template(
-                [m.as_dict() for m in messages], tokenize=False, add_generation_prompt=True
+                [m.as_dict() for m in messages],
+                tokenize=False,
+                add_generation_prompt=not answered,
             )
         )
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _guarded(self, messages: Sequence[Message]) -> TokenIds:
+    def _guarded(self, messages: Sequence[Message], *, answered: bool = False) -> TokenIds:
         """Render with stand-ins for what looks like a control token, and encode around the real ones.
 
         A tokenizer cuts a text at its control tokens and encodes each stretch by itself. The same is done
@@ -102,7 +104,8 @@ class ChatCodec:
         def hide(text: str) -> str:
             return self._pattern.sub(lambda found: stand_ins[found[0]], text)
 
-        rendered = self._render([Message(hide(m.role), hide(m.content)) for m in messages])
+        hidden = [Message(hide(m.role), hide(m.content)) for m in messages]
+        rendered = self._render(hidden, answered=answered)
         ids: list[int] = []
         begin = 0
         for found in [*self._pattern.finditer(rendered), None]:

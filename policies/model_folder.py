@@ -34,10 +34,23 @@ def folder_problems(folder: Path) -> list[Problem]:
     return [*_config(folder), *_weights(folder), *_tokenizer(folder)]
 
 
-def read_model(folder: Path) -> tuple[Any, list[str]]:
+def reward_problems(folder: Path) -> list[Problem]:
+    """Return all that keeps a folder from being a reward model; its architecture is not looked at."""
+    if not folder.is_dir():
+        return [Problem(str(folder), "no such folder")]
+    config = _json(folder / "config.json")
+    broken = [config] if isinstance(config, Problem) else []
+    return [*broken, *_weights(folder), *_tokenizer(folder)]
+
+
+def read_model(folder: Path, kind: str = "AutoModelForCausalLM") -> tuple[Any, list[str]]:
     """Build the fp32 model of a folder, and say in lines how its tensors do not fit the architecture.
 
     What is missing in the files is random in the model: where there are lines, it must not be used.
+
+    Args:
+        folder: a Hugging Face folder.
+        kind: the class of transformers that builds it.
     """
     import torch
     import transformers
@@ -45,7 +58,7 @@ def read_model(folder: Path) -> tuple[Any, list[str]]:
     library: Any = transformers  # its own types do not know `output_loading_info`
     library.utils.logging.disable_progress_bar()
     try:
-        model, said = library.AutoModelForCausalLM.from_pretrained(
+        model, said = getattr(library, kind).from_pretrained(
             folder,
             dtype=torch.float32,
             local_files_only=True,
@@ -53,11 +66,11 @@ def read_model(folder: Path) -> tuple[Any, list[str]]:
             use_safetensors=True,
             output_loading_info=True,
         )
-    except RuntimeError as error:  # tensors of another shape
+    except (RuntimeError, ValueError) as error:  # tensors of another shape, another architecture
         return None, [" ".join(str(error).split())]
     return model, [
-        f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(names)))}"
-        for kind, names in said.items()
+        f"{fault.replace('_', ' ')}: {', '.join(map(str, sorted(names)))}"
+        for fault, names in said.items()
         if names
     ]
 

@@ -66,14 +66,20 @@ class Policy(Protocol):
         Whatever a message says, it never becomes a control token.
         """
 
+    def spell(self, text: str) -> TokenIds:
+        """Return the ids of a whole answer that somebody else wrote, end token included.
+
+        Needs no weights; whatever the text says, only its end is a control token.
+        """
+
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Generation]:
         """Answer each request, in the order given."""
 
     def score(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[tuple[float, ...]]:
         """Return the raw log-probs of each (prompt, completion)'s completion tokens."""
 
-    def choose(self, prompt_ids: TokenIds, options: Sequence[str]) -> list[float]:
-        """Return the probabilities of the options as the answer; they sum to 1."""
+    def choose(self, prompts: Sequence[TokenIds], options: Sequence[str]) -> list[list[float]]:
+        """Return for each prompt the probabilities of the options as the answer; each list sums to 1."""
 
     def load(self, revision: Revision) -> None:
         """Hold exactly these weights from now on."""

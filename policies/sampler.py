@@ -118,6 +118,24 @@ def score(model: Any, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[tuple[
     return [tuple(row[longest - len(c) :]) for row, (_, c) in zip(picked, pairs, strict=True)]
 
 
+@torch.inference_mode()
+def first_tokens(
+    model: Any, prompts: Sequence[TokenIds], tokens: Sequence[int]
+) -> list[tuple[float, ...]]:
+    """Return for each prompt the raw log-probs of some tokens as the next one, in nats."""
+    ids, mask, positions = _left_padded(prompts, next(model.parameters()).device)
+    answer = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        use_cache=False,
+        logits_to_keep=1,
+    )
+    logits = answer.logits[:, -1].float()
+    found = logits[:, list(tokens)] - logits.logsumexp(-1, keepdim=True)
+    return [tuple(row) for row in found.tolist()]
+
+
 def _picked(logits: Tensor, targets: Tensor) -> Tensor:
     logits = logits.float()
     return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(-1)

@@ -101,6 +101,11 @@ class TransformersPolicy:
         """Render a conversation with the chat template, ready to be answered."""
         return self._codec.conversation(messages)
 
+    def spell(self, text: str) -> TokenIds:
+        """Return the ids of a whole answer that somebody else wrote, end token included."""
+        end = self._tokenizer.eos_token_id
+        return (*self._codec.plain(text), end if end in self.stop_ids else min(self.stop_ids))
+
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Generation]:
         """Answer each request, in the order given. Requests of one prompt should stand together.
 
@@ -138,21 +143,34 @@ class TransformersPolicy:
         if any(not p or len(p) + len(c) > self.context_length for p, c in pairs):
             raise ValueError(f"a pair is scored with 1 to {self.context_length} tokens")
         model = self._held()
-        batches = self._scored_together(pairs)
-        answers = self._each(lambda rows: sampler.score(model, [pairs[i] for i in rows]), batches)
-        scores: dict[int, tuple[float, ...]] = {}
-        for rows, batch in zip(batches, answers, strict=True):
-            scores.update(zip(rows, batch, strict=True))
-        return [scores[i] for i in range(len(pairs))]
+        return self._scored(pairs, lambda batch: sampler.score(model, batch))
 
-    def choose(self, prompt_ids: TokenIds, options: Sequence[str]) -> list[float]:
-        """Return the probabilities of the options as (the beginning of) the answer; they sum to 1.
+    def choose(self, prompts: Sequence[TokenIds], options: Sequence[str]) -> list[list[float]]:
+        """Return for each prompt the probabilities of the options as (the beginning of) the answer.
 
         The sum of an option's log-probs counts, not their mean: options should be about equally long.
+        Where each option is one token, a prompt is read once and not once for each of them.
         """
-        scored = self.score([(prompt_ids, self._codec.plain(option)) for option in options])
-        sums = torch.tensor([sum(values) for values in scored], dtype=torch.float64)
-        return [float(p) for p in sums.softmax(0)]
+        spelled = [self._codec.plain(option) for option in options]
+        if all(len(ids) == 1 for ids in spelled):
+            sums = self._first_tokens(prompts, [ids[0] for ids in spelled])
+        else:
+            scored = iter(self.score([(prompt, ids) for prompt in prompts for ids in spelled]))
+            sums = [tuple(sum(next(scored)) for _ in options) for _ in prompts]
+        return [
+            [float(p) for p in torch.tensor(row, dtype=torch.float64).softmax(0)] for row in sums
+        ]
+
+    def _first_tokens(
+        self, prompts: Sequence[TokenIds], tokens: Sequence[int]
+    ) -> list[tuple[float, ...]]:
+        if any(not p or len(p) >= self.context_length for p in prompts):
+            raise ValueError(f"a prompt has 1 to {self.context_length - 1} tokens")
+        model = self._held()
+        return self._scored(
+            [(prompt, ()) for prompt in prompts],
+            lambda batch: sampler.first_tokens(model, [prompt for prompt, _ in batch], tokens),
+        )
 
     def load(self, revision: Revision) -> None:
         """Hold exactly these weights from now on.
@@ -199,6 +217,19 @@ class TransformersPolicy:
         if self._model is None:
             raise RuntimeError("no weights are held: load a revision first")
         return self._model
+
+    def _scored(
+        self,
+        pairs: Sequence[tuple[TokenIds, TokenIds]],
+        work: Callable[[list[tuple[TokenIds, TokenIds]]], list[tuple[float, ...]]],
+    ) -> list[tuple[float, ...]]:
+        """Do the work in batches of like lengths, and return the results in the order given."""
+        batches = self._scored_together(pairs)
+        answers = self._each(lambda rows: work([pairs[i] for i in rows]), batches)
+        scores: dict[int, tuple[float, ...]] = {}
+        for rows, batch in zip(batches, answers, strict=True):
+            scores.update(zip(rows, batch, strict=True))
+        return [scores[i] for i in range(len(pairs))]
 
     def _scored_together(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[list[int]]:
         """Return batches of pairs by index, like lengths together, so that little is padding."""

@@ -85,6 +85,7 @@ def _machine() -> Iterator[Check]:
         "disk here", free, _LEAST_DISK, "each revision of a student is kept; free some space"
     )
     yield _bf16()
+    yield _sandbox()
 
 
 def _enough(name: str, free: float, least: float, fix: str) -> Check:
@@ -92,6 +93,16 @@ def _enough(name: str, free: float, least: float, fix: str) -> Check:
     return _check(
         name, "ok" if enough else "note", f"{free / 1e9:.1f} GB free", "" if enough else fix
     )
+
+
+def _sandbox() -> Check:
+    """Say which walls stand around the code of answers, where a prompt verifies code."""
+    from ..agents.judges.sandbox import layer, why_none
+
+    found = layer()
+    if found is not None:
+        return _check("code sandbox", "ok", found.told)
+    return _check("code sandbox", "note", "none: prompts that verify code are refused", why_none())
 
 
 def _bf16() -> Check:

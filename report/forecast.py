@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..agents.gating import check_judges
 from ..agents.operators.elicit import Sample
 from ..agents.operators.improve import Train
 from ..agents.planning import RunPlan, Shape, plan, shape_of
@@ -53,8 +54,12 @@ def forecast(recipe: Recipe, cache: Path, runs: Path) -> Row:
         "memory": {"needed": found.memory_needed, "there": found.memory_there},
         "disk": {"needed": found.disk_needed, "there": found.disk_there},
         "smallest_gain": found.smallest_gain if found.heldout else None,
-        "dollars": 0.0,
-        "problems": _problems(recipe, prompts, found, shape),
+        "calls": {role: calls for role, (calls, _) in found.bill.items()},
+        "dollars": _dollars(found),
+        "problems": [
+            *(str(problem) for problem in check_judges(recipe, runs / recipe.name)),
+            *_problems(recipe, prompts, found, shape),
+        ],
     }
 
 
@@ -80,6 +85,12 @@ def student_shape(recipe: Recipe, cache: Path) -> tuple[Shape, str]:
 
 def _of(prompts: Sequence[Prompt], split: str) -> int:
     return sum(1 for prompt in prompts if prompt.split == split)
+
+
+def _dollars(found: RunPlan) -> float | None:
+    """Return the most that the run can cost; None where a price is not known."""
+    dollars = [cost for _, cost in found.bill.values()]
+    return None if None in dollars else sum(cost for cost in dollars if cost is not None)
 
 
 def _problems(recipe: Recipe, prompts: Sequence[Prompt], found: RunPlan, shape: Shape) -> list[str]:
@@ -147,8 +158,17 @@ def _lines(found: Row) -> list[str]:
         f"disk      about {_bytes(disk['needed'])} of {_bytes(disk['there'])} free",
         f"evidence  a gain of about {gain:.2f} or more shows four times in five" if gain else
         "evidence  none: no prompt is held out",
-        f"cost      {found['dollars']:.2f} dollars: every judge is a program",
+        f"cost      {_cost(found)}",
     ]  # fmt: skip
+
+
+def _cost(found: Row) -> str:
+    if not found["calls"]:
+        return "nothing: no call leaves this machine"
+    calls = " and ".join(f"{count:,} calls to {role}" for role, count in found["calls"].items())
+    if found["dollars"] is None:
+        return f"not known: at most {calls}, and a role without `price`"
+    return f"at most {found['dollars']:.2f} dollars: {calls}"
 
 
 def span(hours: Sequence[float]) -> str:

@@ -171,6 +171,8 @@ def _type_of(field: FieldInfo) -> str:
     plain = isinstance(annotation, type) and not hasattr(annotation, "__args__")
     text = annotation.__name__ if plain and annotation else str(annotation)
     text = re.sub(r"\b(?:[A-Za-z_]\w*\.)+([A-Za-z_]\w*)", r"\1", text)
+    # A validator is shown with its address, which is another one in every process.
+    text = re.sub(r"\bAnnotated\[(.+?), \w+\([^()]*\)\]", r"\1", text)
     bounds = []
     for part in field.metadata:
         for name, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")):

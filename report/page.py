@@ -22,7 +22,7 @@ from ..store.analysis import PAIRED, paired_parameters
 from ..store.query import read_rows, snapshot
 from .charts import lengths_svg, rounds_svg, training_svg
 from .console import clean, interval
-from .summary import answers_on_test, breakdown, summary
+from .summary import answers_on_test, breakdown, judge_notes, summary
 
 Row = dict[str, Any]
 
@@ -119,6 +119,7 @@ def _view(folder: Path) -> Row:
         "planned": _planned(recipe),
         "published": datetime.fromtimestamp(snapshot(folder).stat().st_mtime, UTC),
         "headline": headline(run, judge),
+        "judge_notes": judge_notes(run),
         "interval": interval,
         "seconds": _seconds(run),
         "groups": breakdown(answers_on_test(folder)),

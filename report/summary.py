@@ -29,31 +29,88 @@ def summary(folder: Path) -> dict[str, Any]:
             "", f"run {folder.name!r} has not begun", f"redistill resume {folder.name}"
         )
     [run] = begun
-    events = read_rows(folder, "SELECT round, kind, detail FROM event ORDER BY created_at")
+    events = read_rows(folder, _EVENTS)
     gain = next((json.loads(e["detail"]) for e in events if e["kind"] == "gain"), None)
     stops = [json.loads(e["detail"]) for e in events[-1:] if e["kind"] == "stopped"]
+    waits = None if gain else _waits_for(folder)
     seconds = _seconds(folder)
     baseline = read_rows(
         folder, "SELECT value, n FROM evaluation WHERE round = 0 AND split = 'heldout'"
     )
     return {
         "run": run["name"],
-        "state": _state(run, gain, stops),
+        "state": _state(run, gain, stops, waits),
         "stopped_by": stops[-1]["error"] if stops and not gain else None,
+        "waits_for": waits,
         "seed": run["seed"],
         "key": run["key"],
         "student": run["student"],
         "snapshot_age_seconds": round(max(0.0, time.time() - snapshot(folder).stat().st_mtime), 1),
         "baseline": baseline[0]["value"] if baseline and baseline[0]["n"] else None,
+        "unproven_judges": unproven_judges(folder),
+        "judge_drift": [
+            {"round": e["round"], **json.loads(e["detail"])}
+            for e in events
+            if e["kind"] == "judge_drift"
+        ],
         "rounds": [_round(row, seconds) for row in _rounds(folder)],
         "gain": {k: v for k, v in gain.items() if k != "evaluations"} if gain else None,
         "seconds": {"baseline": seconds[0], "total": sum(map(_total, seconds.values()))},
     }
 
 
-def _state(run: Row, gain: Row | None, stops: list[Row]) -> str:
+_EVENTS = """
+SELECT round, kind, detail FROM event WHERE kind NOT IN ('anchor', 'verdict_withdrawn')
+ORDER BY created_at
+"""
+"""What people do to a run that has stopped is no part of its course."""
+
+
+def _waits_for(folder: Path) -> Row | None:
+    """Return the round and the step of the recipe that waits for people, or None."""
+    rows = read_rows(
+        folder,
+        """
+        SELECT e.round, e.step FROM event e
+        JOIN step s ON s.round = e.round AND s.step = e.step AND s.origin = 'round'
+        WHERE e.kind = 'waiting_human' AND NOT EXISTS (
+            SELECT 1 FROM write_batch w WHERE w.round = e.round AND w.step = e.step
+        )
+        ORDER BY e.round LIMIT 1
+        """,
+    )
+    return rows[0] if rows else None
+
+
+def unproven_judges(folder: Path) -> list[Row]:
+    """Return the judges of a run that have passed no exam: `judge`, `verdict`, `reason`."""
+    return read_rows(
+        folder,
+        "SELECT judge, verdict, reason FROM admission WHERE verdict <> 'admitted' ORDER BY judge",
+    )
+
+
+def judge_notes(found: Row) -> list[str]:
+    """Return what must be said of a run's judges wherever the run is told, a line each."""
+    from ..agents.drift import told_drift
+
+    return [
+        *(
+            f"this run uses a judge that has passed no exam: {judge['reason']}"
+            for judge in found["unproven_judges"]
+        ),
+        *(
+            f"round {drift['round']}: the judge has drifted: {told_drift(drift)}"
+            for drift in found["judge_drift"]
+        ),
+    ]
+
+
+def _state(run: Row, gain: Row | None, stops: list[Row], waits: Row | None) -> str:
     if run["student"] is None:
         return "imports"
+    if waits:
+        return "waiting_human"
     return "finished" if gain else "stopped" if stops else "unfinished"
 
 

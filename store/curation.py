@@ -15,6 +15,8 @@ import duckdb
 
 from ..errors import BadInput
 from ..types import Pair
+from . import duels
+from .duels import NOTHING, Shift
 from .migrate import LEDGER
 from .query import explain, jail, snapshot
 from .store import Store
@@ -24,7 +26,9 @@ from .views import render_views
 _CHECK_SECONDS = 5.0
 """Longest time of a query on an empty store."""
 
-Rule = Literal["best_worst", "best_random", "correct_incorrect"]
+Rule = Literal["best_worst", "best_random", "correct_incorrect", "revised_original"]
+Labels = Literal["scores", "comparisons"]
+"""What a judge said that pairs are made of: values, or verdicts on answers beside each other."""
 
 # A cut answer is never chosen, and an answer without a value is in no pair. Equal texts count once: the
 # same answer sampled twice says nothing about which is better; of them, one that ended is kept. Ties end
@@ -53,6 +57,17 @@ best AS (
 )
 """
 
+# The answers that rewrite another one, each with its original; equal texts count once.
+_REWRITES = """
+    completion c
+    JOIN completion o ON o.id = c.parent_id AND o.prompt_id = c.prompt_id AND o.text_hash <> c.text_hash
+                     AND c.round = $round AND o.round = $round AND c.split = 'train' AND o.split = 'train'
+                     AND list_contains($steps, c.step) AND c.finish_reason = 'stop'
+"""
+_ONCE = """
+    QUALIFY row_number() OVER (PARTITION BY c.prompt_id, c.text_hash, o.text_hash ORDER BY c.id) = 1
+"""
+
 # md5, because the engine's own `hash(id, seed)` draws unevenly (of three answers it gave one half of all
 # draws), and need not stay the same from one version to the next.
 _RULES: dict[Rule, str] = {
@@ -73,7 +88,21 @@ _RULES: dict[Rule, str] = {
         FROM scored good JOIN scored bad ON bad.prompt_id = good.prompt_id AND bad.value < good.value
         WHERE good.may
     """,
+    # The original is of any step; where the judge has no value of one of the two, there is no pair.
+    "revised_original": f"""
+        SELECT c.prompt_id, c.id AS chosen, o.id AS rejected, new.value - old.value AS margin
+        FROM {_REWRITES}
+        JOIN judged new ON new.completion_id = c.id AND new.value >= $at_least
+        JOIN judged old ON old.completion_id = o.id AND old.value < new.value
+        {_ONCE}
+    """,  # noqa: S608
 }
+
+# Without a judge every rewrite is taken to be better than what it rewrites.
+_BY_RULE = f"""
+    SELECT c.prompt_id, c.id AS chosen, o.id AS rejected, 1.0 AS margin, 1.0 AS probability
+    FROM {_REWRITES} {_ONCE}
+"""  # noqa: S608
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,33 +112,47 @@ class PairQuery:
     round: int
     steps: tuple[str, ...]
     judge: str
+    """Its name; empty where the rule alone decides."""
     rule: Rule
     at_least: float
-    """Smallest value that may be chosen; 1 where the judge is the verifier."""
+    """Smallest value that may be chosen; 1 where the judge is the verifier. Comparisons know no value."""
     seed: int
+    labels: Labels = "scores"
+    shift: Shift = NOTHING
+    """What is taken out of comparisons."""
 
 
 def pairs_sql(query: PairQuery) -> tuple[str, dict[str, Any]]:
-    """Return the query of a round's pairs, of columns prompt_id, chosen, rejected, margin; and its parameters."""
-    bound = {
-        "round": query.round,
-        "steps": list(query.steps),
-        "judge": query.judge,
-        "at_least": query.at_least,
-        **({"seed": query.seed} if "$seed" in _RULES[query.rule] else {}),
-    }
-    return _SCORED + _RULES[query.rule], bound
+    """Return the query of a round's pairs, and its parameters.
+
+    Its columns are prompt_id, chosen, rejected, margin and probability; a label by values is sure.
+    """
+    bound: dict[str, Any] = {"round": query.round, "steps": list(query.steps)}
+    if not query.judge:
+        return _BY_RULE, bound
+    bound |= {"judge": query.judge}
+    if query.labels == "comparisons":
+        sql = duels.sql(query.rule)
+        bound |= duels.parameters(query.shift)
+    else:
+        sql = f"SELECT *, 1.0 AS probability FROM ({_SCORED} {_RULES[query.rule]})"  # noqa: S608
+        bound |= {"at_least": query.at_least}
+    return sql, bound | ({"seed": query.seed} if "$seed" in sql else {})
 
 
 def pairs(store: Store, query: PairQuery) -> list[Pair]:
-    """Return the preference pairs of a round, at most one a prompt but for `correct_incorrect`."""
+    """Return the preference pairs of a round.
+
+    At most one a prompt but for `correct_incorrect`, and one a rewrite for `revised_original`.
+    """
     sql, bound = pairs_sql(query)
     rows = store.rows(
         "SELECT prompt_id::VARCHAR AS prompt_id, chosen::VARCHAR AS chosen, "  # noqa: S608
-        f"rejected::VARCHAR AS rejected, margin FROM ({sql}) ORDER BY ALL",
+        "rejected::VARCHAR AS rejected, margin::DOUBLE AS margin, probability::DOUBLE AS probability "
+        f"FROM ({sql}) ORDER BY ALL",
         bound,
     )
-    return [Pair(r["prompt_id"], r["chosen"], r["rejected"], r["margin"]) for r in rows]
+    return [Pair(**row) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)

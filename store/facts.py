@@ -143,3 +143,42 @@ def champion(store: Store) -> str:
         """
     )
     return cast("str", rows[0]["revision"])
+
+
+def read_critiques(store: Store, round_: int) -> dict[str, list[tuple[str, str]]]:
+    """Return the critiques of a round by completion id: (words, judgement id), the earliest first."""
+    rows = store.rows(
+        """
+        SELECT j.id::VARCHAR AS id, j.completion_id::VARCHAR AS completion_id, c.text
+        FROM judgement j JOIN content c ON c.hash = j.text_hash AND c.round = j.round
+        WHERE j.round = ? AND j.mode = 'critique' AND j.status = 'ok'
+        ORDER BY j.completion_id, j.created_at, j.id
+        """,
+        [round_],
+    )
+    return _by_completion(rows)
+
+
+def read_failures(store: Store, round_: int) -> dict[str, list[tuple[str, str]]]:
+    """Return what checks each completion of a round has failed, by completion id: (names, judgement id)."""
+    rows = store.rows(
+        """
+        SELECT j.id::VARCHAR AS id, j.completion_id::VARCHAR AS completion_id, j.parts
+        FROM judgement j
+        WHERE j.round = ? AND j.mode = 'score' AND j.aspect = '' AND j.status = 'ok' AND j.value < 1
+          AND j.parts <> '{}'
+        ORDER BY j.completion_id, j.created_at, j.id
+        """,
+        [round_],
+    )
+    for row in rows:
+        parts: dict[str, bool] = json.loads(row["parts"])
+        row["text"] = ", ".join(name for name, held in parts.items() if not held)
+    return _by_completion([row for row in rows if row["text"]])
+
+
+def _by_completion(rows: Iterable[Row]) -> dict[str, list[tuple[str, str]]]:
+    found: dict[str, list[tuple[str, str]]] = {}
+    for row in rows:
+        found.setdefault(row["completion_id"], []).append((row["text"], row["id"]))
+    return found

@@ -67,6 +67,10 @@ class FakeStudent:
         """Return the characters of the last turn."""
         return tuple(ord(c) for c in messages[-1].content)
 
+    def spell(self, text: str) -> TokenIds:
+        """Return the characters and the end."""
+        return (*(ord(c) for c in text), END)
+
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Generation]:
         """Answer by skill; greedy answers depend on the prompt alone."""
         return [self._answer(r, sampling) for r in requests]
@@ -88,9 +92,9 @@ class FakeStudent:
         """Return the one log-prob for every token."""
         return [(LOGPROB,) * len(completion) for _, completion in pairs]
 
-    def choose(self, prompt_ids: TokenIds, options: Sequence[str]) -> list[float]:  # noqa: ARG002
+    def choose(self, prompts: Sequence[TokenIds], options: Sequence[str]) -> list[list[float]]:
         """Find all options equally good."""
-        return [1 / len(options)] * len(options)
+        return [[1 / len(options)] * len(options) for _ in prompts]
 
     def load(self, revision: Revision) -> None:
         """Hold a revision."""

@@ -30,3 +30,4 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch, session_cache: Path) -> None:
     monkeypatch.setenv("LANGSMITH_TRACING", "false")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("REDISTILL_CACHE", str(session_cache))
+    monkeypatch.setenv("REDISTILL_HOME", str(session_cache / "home"))

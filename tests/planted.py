@@ -74,6 +74,10 @@ class HeadKeeper:
         """As the model's."""
         return self._inner.encode(messages)
 
+    def spell(self, text: str) -> TokenIds:
+        """As the model's."""
+        return self._inner.spell(text)
+
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Generation]:
         """As the model's."""
         return self._inner.generate(requests, sampling)
@@ -82,9 +86,9 @@ class HeadKeeper:
         """As the model's."""
         return self._inner.score(pairs)
 
-    def choose(self, prompt_ids: TokenIds, options: Sequence[str]) -> list[float]:
+    def choose(self, prompts: Sequence[TokenIds], options: Sequence[str]) -> list[list[float]]:
         """As the model's."""
-        return self._inner.choose(prompt_ids, options)
+        return self._inner.choose(prompts, options)
 
     def release(self) -> None:
         """As the model's."""

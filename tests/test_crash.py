@@ -214,6 +214,7 @@ def _trl_base(base: Path, model: Path) -> Path:
     (base / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
     recipe = fake_recipe()
     recipe |= {"name": "tiny", "student": str(model), "seed": 3}
+    recipe |= {"unproven_judge": "allow", "same_judge": "allow"}
     recipe["prompts"]["per_round"] = 8
     recipe["execution"] = {"threads": 1}
     recipe["round"] = [

@@ -28,7 +28,7 @@ def task(text: str, *, ended: bool = True, name: str = "c", **prompt: Any) -> Ju
     )
 
 
-def score(judged_by: judge.Judge, *tasks: JudgeTask) -> list[Judgement]:
+def score(judged_by: judge.Scorer, *tasks: JudgeTask) -> list[Judgement]:
     """Run a judge to its end."""
     return asyncio.run(judged_by.score(tasks))
 
@@ -126,14 +126,15 @@ def test_load_builtins_with_and_without_settings() -> None:
     """A name, or a name with settings, gives a judge."""
     assert judge.load("verifier", "w").name == "verifier"
     assert judge.load({"random": {"seed": 3, "name": "dice"}}, "w").name == "dice"
-    for name in judge.BUILTINS.keys() - {"shuffled"}:
+    inner = {"shuffled", "both_orders", "repeat", "jury", "length_corrected", "calibrated"}
+    for name in judge.BUILTINS.keys() - inner - {"replay", "reward_model"}:
         assert judge.load(name, "w").name == name
 
 
 def test_shuffled_permutes_the_values_of_the_judge_inside() -> None:
     """As many pass as before, in the inner judge's column, and not the same ones."""
-    inner = Shortest()
-    control = judge.load({"shuffled": {"judge": "shortest"}}, "w")
+    inner: judge.Scorer = Shortest()
+    control = judge.scorer({"shuffled": {"judge": "shortest"}}, "w")
     tasks = [task("word " * n, name=str(n)) for n in range(1, 40)]
     plain, mixed = (asyncio.run(j.score(tasks)) for j in (inner, control))
     assert control.name == inner.name
@@ -228,7 +229,7 @@ ANSWERS: dict[str, Any] = {
 def test_a_callable_is_a_judge_and_its_faults_are_statuses() -> None:
     """A bool or a number in [0, 1] is a value; anything else is a status and never clamped."""
     tasks = [task(text) for text in ANSWERS]
-    got = dict(zip(ANSWERS, score(judge.load(grade, "w"), *tasks), strict=True))
+    got = dict(zip(ANSWERS, score(judge.scorer(grade, "w"), *tasks), strict=True))
     assert {k: j.value for k, j in got.items() if j.status == "ok"} == {
         "true": 1.0,
         "half": 0.5,
@@ -270,7 +271,7 @@ def test_a_coroutine_function_is_awaited_for_all_answers_together() -> None:
     """Twenty calls of 0.1 s take about 0.1 s, and keep their order."""
     started = time.monotonic()
     delays = [0.1 - n / 1000 for n in range(20)]
-    got = score(judge.load(slowly, "w"), *(task(str(delay)) for delay in delays))
+    got = score(judge.scorer(slowly, "w"), *(task(str(delay)) for delay in delays))
     assert [j.value for j in got] == delays
     assert time.monotonic() - started < 1.5
 
@@ -342,7 +343,7 @@ def test_callable_revision_follows_bound_arguments() -> None:
     def above(limit: float, p: Any, c: Any) -> bool:
         return limit < 0.5
 
-    low, high = (judge.load(functools.partial(above, limit), "w") for limit in (0.1, 0.9))
+    low, high = (judge.scorer(functools.partial(above, limit), "w") for limit in (0.1, 0.9))
     assert low.name == high.name == "above"
     assert low.revision != high.revision
     assert [score(x, task("x"))[0].value for x in (low, high)] == [1.0, 0.0]

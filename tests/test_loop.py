@@ -32,6 +32,7 @@ def _run(base: Path, recipe: dict[str, Any]) -> Path:
 def _tiny_recipe(**changed: Any) -> dict[str, Any]:
     recipe = fake_recipe(rounds=1)
     recipe |= {"student": "planted:HeadKeeper", "execution": {"threads": 1}, "seed": 1}
+    recipe |= {"unproven_judge": "allow", "same_judge": "allow"}
     recipe["prompts"]["per_round"] = 6
     recipe["round"] = [
         # A random model ends about one answer in a hundred tokens, and only ended ones train.

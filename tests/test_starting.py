@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from redistill.agents.judge import JudgeTask, load
+import redistill
+from redistill.agents.judge import JudgeTask, load, scorer
 from redistill.agents.recipe import Recipe, load_recipe
 from redistill.errors import BadInput
 from redistill.report.forecast import forecast, show_forecast, span, student_shape
@@ -149,7 +150,7 @@ def _tasks(answers: list[str]) -> list[JudgeTask]:
 def test_shuffling_moves_values_and_makes_none(answers: list[str], seed: int) -> None:
     """As many pass as did before, the same each time, and no part tells of another answer."""
     tasks = _tasks(answers)
-    judge = load({"shuffled": {"judge": "verifier", "seed": seed}}, "judge")
+    judge = scorer({"shuffled": {"judge": "verifier", "seed": seed}}, "judge")
     values = [j.value for j in asyncio.run(judge.score(tasks))]
     assert sorted(map(str, values)) == sorted(str(float(a == "yes")) for a in answers)
     assert values == [j.value for j in asyncio.run(judge.score(tasks))]
@@ -157,7 +158,7 @@ def test_shuffling_moves_values_and_makes_none(answers: list[str], seed: int) ->
 
 def test_a_shuffled_judge_tells_nothing_of_the_answer() -> None:
     """Over many batches, right and wrong answers pass alike: half of them here."""
-    judge = load({"shuffled": {"judge": "verifier"}}, "judge")
+    judge = scorer({"shuffled": {"judge": "verifier"}}, "judge")
     passed = 0.0
     for batch in range(100):
         tasks = [
@@ -390,3 +391,44 @@ def test_plan_and_init_load_no_model_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
     assert done.stderr.strip() == ""
+
+
+def test_the_plan_says_what_leaves_this_machine_and_what_it_costs(tmp_path: Path) -> None:
+    """Calls to an address are counted by role and priced at most; without a price nothing is made up."""
+    text = Path(redistill.__file__).parent / "examples" / "critique_revise.yaml"
+    data = yaml.safe_load(text.read_text("utf-8"))
+    data["roles"] |= {
+        role: {"policy": "http://127.0.0.1:1/v1", "model": "m", "price": {"in": 2, "out": 10}}
+        for role in ("critic", "reviser")
+    }
+    found = forecast(
+        load_recipe(yaml.safe_dump(data), "far.yaml", base=tmp_path), tmp_path, tmp_path
+    )
+    made = {phase["step"]: phase["calls"] for phase in found["phases"]}
+    assert made["critique"] == made["rewrite"] == made["sample"] == 2 * 96
+    assert made["score"] == 4 * 96
+    assert found["calls"] == {"critic": 192, "reviser": 192}
+    assert found["dollars"] > 192 * (48 + 32) * 10 / 1e6
+    out = io.StringIO()
+    show_forecast(Console(file=out, width=200), found)
+    assert "192 calls to critic and 192 calls to reviser" in out.getvalue()
+    del data["roles"]["critic"]["price"]
+    free = forecast(
+        load_recipe(yaml.safe_dump(data), "far.yaml", base=tmp_path), tmp_path, tmp_path
+    )
+    assert free["dollars"] is None
+
+
+def test_the_plan_counts_comparisons_in_both_orders(recipe: Recipe, tmp_path: Path) -> None:
+    """Four answers a prompt are six pairs, each shown twice."""
+    data = yaml.safe_load(recipe.to_yaml())
+    steps = data["stages"][0]["round"]
+    place = next(n for n, step in enumerate(steps) if "score" in step)
+    steps.insert(place + 1, {"compare": {"of": ["sample"], "judge": "first"}})
+    data["unproven_judge"] = "allow"
+    found = forecast(
+        load_recipe(yaml.safe_dump(data), "c.yaml", base=recipe.base), tmp_path, tmp_path
+    )
+    per_round = min(24, found["prompts"]["train"])
+    [compare] = [phase for phase in found["phases"] if phase["step"] == "compare"]
+    assert compare["calls"] == per_round * 6 * 2

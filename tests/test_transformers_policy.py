@@ -306,12 +306,15 @@ def test_empty_prompts_and_requests(older: Revision) -> None:
 def test_choose_is_the_softmax_of_the_scores(older: Revision) -> None:
     """Options are weighed by the sum of their log-probs, and their probabilities sum to 1."""
     policy = loaded(older)
-    prompt = prompts(policy)[0]
-    chosen = policy.choose(prompt, ["yes", "no", "A"])
-    sums = [sum(plain_scores(policy, prompt, policy._codec.plain(o))) for o in ("yes", "no", "A")]
-    weights = np.exp(np.array(sums))
-    assert chosen == pytest.approx(weights / weights.sum(), abs=1e-5)
-    assert sum(chosen) == pytest.approx(1)
+    asked = prompts(policy)
+    for options in (["yes", "no", "A"], ["A", "B"]):
+        for prompt, chosen in zip(asked, policy.choose(asked, options), strict=True):
+            sums = [sum(plain_scores(policy, prompt, policy._codec.plain(o))) for o in options]
+            weights = np.exp(np.array(sums))
+            assert chosen == pytest.approx(weights / weights.sum(), abs=1e-5)
+            assert sum(chosen) == pytest.approx(1)
+    with pytest.raises(ValueError, match="511"):
+        policy.choose([(5,) * 512], ["A", "B"])
 
 
 def test_swapped_weights_speak(older: Revision, newer: Revision) -> None:

@@ -81,10 +81,26 @@ def test_judgement_refuses_a_raw_value_that_is_no_number(raw: float) -> None:
 def test_a_failed_judgement_has_no_value(status: Any) -> None:
     """A failure is a status and never a score; without a failure there is a score."""
     assert Judgement.failed(status, "why").value is None
-    with pytest.raises(ValueError, match="exactly when"):
+    with pytest.raises(ValueError, match="only when it is ok"):
         Judgement(0.0, status=status)
-    with pytest.raises(ValueError, match="exactly when"):
+    with pytest.raises(ValueError, match="only when it is ok"):
+        Judgement(None, status=status, ranks=(1, 2))
+
+
+def test_a_judgement_that_is_ok_says_something() -> None:
+    """A value, ranks or words: an empty verdict would count as one."""
+    with pytest.raises(ValueError, match="says something"):
         Judgement(None)
+    assert Judgement(None, text="too long").text
+
+
+@pytest.mark.parametrize(("ranks", "value"), [((1, 2), 1.0), ((2, 1), 0.0), ((1, 1), 0.5)])
+def test_a_comparison_of_two_has_the_first_ones_win_as_its_value(
+    ranks: tuple[int, ...], value: float
+) -> None:
+    """Of a longer list there is no such number."""
+    assert Judgement.ranked(ranks).value == value
+    assert Judgement.ranked((2, 1, 3)).value is None
 
 
 def test_judgement_refuses_a_status_of_its_own() -> None:

@@ -37,6 +37,7 @@ FORBIDDEN = {
 MAY_IMPORT_TORCH = {
     "policies.transformers",
     "policies.sampler",
+    "policies.reward",
     "policies.convert",
     "trainers.supervised",
     "trainers.preference",

@@ -2,8 +2,8 @@
 
 A prompt's `verify` maps checkers to their arguments, and all of them must pass:
 `{quoted: true, max_words: 1, include: blue}`. Answers are hostile input: every checker is one pass over
-the text without regular expressions, so that none can be made to hang (`math` runs aside, see
-`maths`).
+the text without regular expressions, so that none can be made to hang (`math` and `code` run aside, see
+`maths` and `sandbox`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ...errors import Problem
 from .. import plugins
-from . import maths
+from . import code_cases, maths
 
 VERSION = 1
 """Raised with every change that can change what a checker says."""
@@ -88,6 +88,7 @@ EQUAL = Arguments(
     _TEXT | Equal, "a text or {text: a text, ignore: some of [case, final_dot, quotes]}"
 )
 JSON = Arguments(Literal[True] | Json, "true or {keys: [names]}")
+CODE = Arguments(code_cases.Code, code_cases.TOLD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,7 @@ def run(verify: Mapping[str, Any], text: str) -> dict[str, bool]:
 
     Raises:
         maths.MathTimeout, maths.MathError: a mathematical answer could not be compared.
+        sandbox.SandboxError: a program could not be run.
     """
     text = unicodedata.normalize("NFC", text)
     return {
@@ -132,7 +134,10 @@ def run(verify: Mapping[str, Any], text: str) -> dict[str, bool]:
 
 @cache
 def _adapter(name: str) -> TypeAdapter[Any]:
-    return TypeAdapter(CHECKERS[name].arguments.type, config=ConfigDict(strict=True))
+    kind = CHECKERS[name].arguments.type
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return TypeAdapter(kind)  # has its own configuration, and takes no other
+    return TypeAdapter(kind, config=ConfigDict(strict=True))
 
 
 # --- reading a text ---------------------------------------------------------------------------
@@ -326,4 +331,5 @@ CHECKERS: Mapping[str, Checker] = {
     "json": Checker("form", JSON, _json),
     "equals": Checker("content", EQUAL, _equals),
     "math": Checker("content", TEXT, _math),
+    "code": Checker("content", CODE, code_cases.passes),
 }

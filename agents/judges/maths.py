@@ -44,12 +44,12 @@ def equal(gold: str, answer: str) -> bool:
     """
     if len(answer) > LONGEST:
         raise MathError(f"an answer of {len(answer)} characters is too long to be parsed")
-    if (right := _plain_number(gold)) is not None and (given := _plain_number(answer)) is not None:
+    if (right := plain_number(gold)) is not None and (given := plain_number(answer)) is not None:
         return right == given
     return _helper.ask(gold, answer)
 
 
-def _plain_number(text: str) -> Fraction | None:
+def plain_number(text: str) -> Fraction | None:
     """Read digits with an optional sign, thousands commas and decimal dot; None for all else."""
     text = text.strip().removesuffix(".")
     digits = text.removeprefix("-").replace(",", "").replace(".", "", 1)

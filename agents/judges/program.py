@@ -11,8 +11,8 @@ from pydantic import model_validator
 
 from ...hashing import content_hash, row_seed
 from ...types import Judgement, Prompt
-from ..judge import ColumnName, JudgeTask, SettledJudge, load
-from . import checkers, maths
+from ..judge import ColumnName, JudgeTask, SettledJudge, Standing, load, needs_group, scorer
+from . import checkers, maths, sandbox
 
 
 class Verifier(SettledJudge):
@@ -29,6 +29,7 @@ class Verifier(SettledJudge):
     """Whether an answer that was cut at the token limit fails, whatever it says so far."""
 
     version: ClassVar[int] = checkers.VERSION
+    standing: ClassVar[Standing] = "program"
 
     async def score(self, tasks: Sequence[JudgeTask]) -> list[Judgement]:
         """Judge each task, in the order given."""
@@ -45,7 +46,7 @@ class Verifier(SettledJudge):
             results = checkers.run(verify, task.completion.text)
         except maths.MathTimeout as late:
             return Judgement.failed("timeout", str(late))
-        except maths.MathError as error:
+        except (maths.MathError, sandbox.SandboxError) as error:
             return Judgement.failed("error", str(error))
         passed = all(results.values()) and (task.completion.ended or not self.ended)
         return Judgement(
@@ -78,6 +79,7 @@ class _Length(SettledJudge):
     """Base of the two judges that look at nothing but length."""
 
     unit: Literal["words", "characters"] = "words"
+    standing: ClassVar[Standing] = "baseline"
     half: ClassVar[int] = 64
     """Length at which the value is one half."""
 
@@ -114,10 +116,24 @@ class Random(SettledJudge):
     name: ColumnName = "random"
     seed: int = 0
 
+    standing: ClassVar[Standing] = "baseline"
+
     async def score(self, tasks: Sequence[JudgeTask]) -> list[Judgement]:
         """Judge each task, in the order given."""
         seeds = [row_seed(content_hash([self.seed, task.completion.id])) for task in tasks]
         return [Judgement(value=seed / 2**63, raw=seed / 2**63) for seed in seeds]
+
+
+class First(SettledJudge):
+    """Prefer what is shown first: a control, which only a comparison in both orders finds out."""
+
+    name: ColumnName = "first"
+
+    standing: ClassVar[Standing] = "baseline"
+
+    async def compare(self, tasks: Sequence[JudgeTask]) -> list[Judgement]:
+        """Rank each task's candidates in the order presented."""
+        return [Judgement.ranked(tuple(range(1, len(t.candidates) + 1))) for t in tasks]
 
 
 class Shuffled(SettledJudge):
@@ -133,12 +149,19 @@ class Shuffled(SettledJudge):
     seed: int = 0
     """Seeds the permutation."""
 
+    standing: ClassVar[Standing] = "baseline"
+
     @model_validator(mode="before")
     @classmethod
     def _named(cls, data: Any) -> Any:
         if isinstance(data, dict) and "judge" in data and not data.get("name"):
             return data | {"name": load(data["judge"], "judge").name}
         return data
+
+    @property
+    def needs_group(self) -> bool:
+        """As the inner judge."""
+        return needs_group(load(self.judge, "judge"))
 
     @property
     def revision(self) -> str:
@@ -148,7 +171,7 @@ class Shuffled(SettledJudge):
 
     async def score(self, tasks: Sequence[JudgeTask]) -> list[Judgement]:
         """Judge each task, in the order given."""
-        verdicts = await load(self.judge, "judge").score(tasks)
+        verdicts = await scorer(self.judge, "judge").score(tasks)
         asked = [task.completion.id for task in tasks]
         order = random.Random(row_seed(content_hash([self.seed, asked])))  # noqa: S311 - reproducible
         order.shuffle(verdicts)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Collection, Sequence
+from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from ...errors import Problem
 from ...hashing import row_id
-from ...store.curation import Choice, PairQuery, Rule, check_choice, choose, pairs
+from ...store.bias import Bias, Effect, estimate_bias
+from ...store.curation import Choice, Labels, PairQuery, Rule, check_choice, choose, pairs
+from ...store.duels import NOTHING
 from ...store.store import Row, now
 from ...types import Pair as PairOf
 from ..operator import Advance, Makes, Operator, Turn
@@ -81,8 +83,11 @@ class Pair(Operator):
     """Make preference pairs of the answers to one prompt.
 
     `best_worst`: the best that ended against the worst. `best_random`: against any worse one.
-    `correct_incorrect`: each better one against each worse one. With the verifier, chosen must pass:
-    partial credit was measured to teach the form of an answer at the cost of its content.
+    `correct_incorrect`: each better one against each worse one. `revised_original`: a rewrite against the
+    answer that it rewrites, where the judge finds it better; in any case where there is no judge. With the
+    verifier, chosen must pass: partial credit was measured to teach the form of an answer at the cost of
+    its content. From comparisons, best is who wins most, chosen has always beaten rejected when they were
+    shown together, and the pair's probability is the mean over all showings of the two.
     """
 
     name: ClassVar[str] = "pair"
@@ -90,18 +95,35 @@ class Pair(Operator):
     needs: ClassVar[tuple[Makes, ...]] = ("completions",)
 
     of: str | tuple[str, ...] = ()
-    """Steps whose completions are paired."""
+    """Steps whose completions are paired; of `revised_original` those with the rewrites."""
     by: str = ""
-    """Judge whose values are compared; the one judge that scored, where there is one."""
+    """Judge whose values or comparisons decide; the one judge that gave some, where there is one."""
+    from_: Labels | None = Field(None, alias="from")
+    """Which of the two, where the judge gave both."""
     rule: Rule = "best_worst"
     """Pairing rule."""
+    correct: tuple[Effect, ...] = ()
+    """What is taken out of the judge's comparisons, as far as the store shows it: see docs/judging.md."""
     limit: int | None = Field(None, ge=1)
     """Most pairs kept, in an order that the seed gives."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, told: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Ids depend on the settings: a recipe that uses neither key must keep its own.
+        data: dict[str, Any] = told(self)
+        unused = [key for key in ("from", "from_", "correct") if not data.get(key, True)]
+        return {key: value for key, value in data.items() if key not in unused}
+
+    @property
+    def compares(self) -> bool:
+        """Whether comparisons decide."""
+        return self.from_ == "comparisons"
 
     async def advance(self, turn: Turn) -> Advance:
         """Make the pairs, in one super-step."""
         if not turn.done:
             began = time.monotonic()
+            bias = estimate_bias(turn.run.store, self.by, turn.round) if self.correct else None
             query = PairQuery(
                 round=turn.round,
                 steps=self.sources(),
@@ -109,15 +131,30 @@ class Pair(Operator):
                 rule=self.rule,
                 at_least=1.0 if self.by == VERIFIER else 0.0,
                 seed=turn.run.seed,
+                labels="comparisons" if self.compares else "scores",
+                shift=bias.shift(self.correct) if bias else NOTHING,
             )
             rows = [self._row(turn, pair) for pair in pairs(turn.run.store, query)]
             rows.sort(key=lambda row: str(row["id"]))
-            turn.commit({"pair": rows[: self.limit]}, time.monotonic() - began)
+            told = {"event": [self._event(turn, bias)]} if bias else {}
+            turn.commit({"pair": rows[: self.limit], **told}, time.monotonic() - began)
         return turn.advance(1)
+
+    def _event(self, turn: Turn, bias: Bias) -> Row:
+        """Say what was estimated, and what of it was taken out."""
+        turn.run.progress.note(f"{turn.step}: {bias.told(self.correct)}")
+        return {
+            "id": row_id("event", run=turn.run.key, round=turn.round, step=turn.step, kind="bias"),
+            "round": turn.round,
+            "step": turn.step,
+            "kind": "bias",
+            "detail": json.dumps(bias.as_dict(self.correct)),
+            "created_at": now(),
+        }
 
     def _row(self, turn: Turn, pair: PairOf) -> Row:
         parents = [pair.chosen, pair.rejected]
-        rule = json.dumps([self.rule, self.by])
+        rule = json.dumps([self.rule, self.by, *(["comparisons"] if self.compares else [])])
         return {
             "id": row_id("pair", round=turn.round, step=turn.step, parents=parents, rule=rule),
             "round": turn.round,
@@ -133,3 +170,48 @@ class Pair(Operator):
             "weight": 1.0,
             "created_at": now(),
         }
+
+
+def settled(step: Pair, given: Collection[tuple[str, Labels]]) -> Pair:
+    """Return the step with `by` and `from` filled in, where what judges gave leaves one possibility.
+
+    Args:
+        step: as it was written.
+        given: the judges of the answers, each with what it gave.
+    """
+    fitting = {(j, f) for j, f in given if step.by in ("", j) and step.from_ in (None, f)}
+    if len({judge for judge, _ in fitting}) != 1:
+        return step
+    [judge] = {judge for judge, _ in fitting}
+    changes: dict[str, Any] = {"by": judge}
+    if {labels for _, labels in fitting} == {"comparisons"}:
+        changes["from_"] = "comparisons"
+    return step.model_copy(update=changes)
+
+
+def unsettled(step: Pair, given: Collection[tuple[str, Labels]], where: str) -> list[Problem]:
+    """Return what keeps a settled step from pairing the answers."""
+    judges = sorted({judge for judge, _ in given})
+    kinds = {labels for judge, labels in given if judge == step.by}
+    if step.rule == "revised_original" and not step.by and not judges:
+        return [Problem(f"{where}.correct", _ONLY)] if step.correct else []
+    if not judges:
+        hint = "put a `score` or a `compare` step before"
+        return [Problem(where, "nothing has scored or compared these completions", hint)]
+    verbs: dict[Labels, str] = {"scores": "scored", "comparisons": "compared"}
+    if step.from_ and step.from_ not in {labels for _, labels in given}:
+        return [Problem(f"{where}.from", f"nothing has {verbs[step.from_]} these completions")]
+    if step.by not in judges:
+        did = " or ".join(sorted({verbs[labels] for _, labels in given}, reverse=True))
+        who = f"{step.by!r} has not" if step.by else f"{' and '.join(judges)} have"
+        return [Problem(f"{where}.by", f"{who} {did} them", f"say `by: {' or '.join(judges)}`")]
+    if step.from_ not in (None, *kinds):
+        what = f"{step.by} has given no {step.from_}"
+        return [Problem(f"{where}.from", what, f"say `from: {' or '.join(sorted(kinds))}`")]
+    if step.from_ is None and len(kinds) > 1:
+        what = f"{step.by} has both scored and compared them"
+        return [Problem(f"{where}.from", what, "say `from: scores` or `from: comparisons`")]
+    return [Problem(f"{where}.correct", _ONLY)] if step.correct and not step.compares else []
+
+
+_ONLY = "only comparisons are corrected, and these pairs come of none"

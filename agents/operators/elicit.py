@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import time
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from ...errors import Problem
 from ...policies.policy import Sampling
+from ...store.facts import read_critiques, read_failures
+from ...types import Completion, Message, Prompt
 from ..answer import Asked, answer
 from ..operator import Advance, Makes, Operator, Turn
 from ..roles import STUDENT
+from ..template import fill, sound, template
+from .feedback import answers_of
 
 
 class Sample(Operator):
@@ -54,3 +60,77 @@ class Sample(Operator):
             answered = await answer(turn, self.role, turn.slice(planned), self.sampling)
             turn.commit(answered.rows, time.monotonic() - began)
         return turn.advance(turn.chunks(planned))
+
+
+class Rewrite(Operator):
+    """Let a role answer again, knowing its earlier answer and what is to be better.
+
+    Survey family: feedback (Eq. 7), revision. A rewrite is a completion with a parent; `pair` with the rule
+    `revised_original` prefers it to its parent where the judge does too. It is learned as an answer to the
+    plain prompt: neither the earlier answer nor the critique is seen in training.
+    """
+
+    name: ClassVar[str] = "rewrite"
+    makes: ClassVar[Makes] = "completions"
+    needs: ClassVar[tuple[Makes, ...]] = ("completions",)
+
+    of: str | tuple[str, ...] = ()
+    """Steps whose completions are rewritten."""
+    role: str = STUDENT
+    """Who rewrites."""
+    given: Literal["critique", "reference", "error", "nothing"] = "critique"
+    """What is told: the critiques of this round, the prompt's reference, what the verifier missed."""
+    temperature: float = Field(0.7, ge=0, le=4)
+    """0 is greedy."""
+    max_tokens: int = Field(256, ge=1)
+    """Longest answer; a cut one is never chosen."""
+    template: str = "rewrite"
+    """A template that ships, or a text file with the slots {answer} and {given}."""
+
+    def roles(self) -> tuple[str, ...]:
+        """The one role that rewrites."""
+        return (self.role,)
+
+    def check(self, where: str) -> list[Problem]:
+        """Find a template that does not exist or lacks a slot."""
+        return template(self.template, ("given",), f"{where}.template").problems
+
+    @property
+    def sampling(self) -> Sampling:
+        """The settings as policies take them."""
+        return Sampling(self.temperature, 1.0, 0, self.max_tokens)
+
+    async def advance(self, turn: Turn) -> Advance:
+        """Rewrite one chunk of completions; what has nothing to be told is left as it is."""
+        planned = self._planned(turn)
+        if not turn.done:
+            began = time.monotonic()
+            answered = await answer(turn, self.role, turn.slice(planned), self.sampling)
+            turn.commit(answered.rows, time.monotonic() - began)
+        return turn.advance(turn.chunks(planned))
+
+    def _planned(self, turn: Turn) -> list[Asked]:
+        text = sound(template(self.template, ("given",), f"{self.step}.template"))
+        found = _READ[self.given](turn.run.store, turn.round) if self.given in _READ else {}
+        planned = []
+        for prompt, said in answers_of(turn, self.sources()):
+            for told, source in self._told(prompt, said, found):
+                asked = fill(text, answer=said.text, given=told)
+                turns = (Message("assistant", said.text), Message("user", asked))
+                planned.append(Asked(prompt, 0, turns, said.id, source))
+        return planned
+
+    def _told(
+        self, prompt: Prompt, said: Completion, found: Mapping[str, list[tuple[str, str]]]
+    ) -> list[tuple[str, str | None]]:
+        """Return what the role is told about an answer, each with the judgement that it is from."""
+        if self.given == "nothing":
+            return [("Look at it again.", None)]
+        if self.given == "reference":
+            reference = prompt.reference or prompt.answer
+            return [(f"A right answer is: {reference}", None)] if reference else []
+        lead = "These checks failed: " if self.given == "error" else ""
+        return [(lead + text, source) for text, source in found.get(said.id, [])]
+
+
+_READ = {"critique": read_critiques, "error": read_failures}

@@ -19,6 +19,7 @@ from ...types import Split
 from .. import plugins
 from ..answer import Asked, answer
 from ..dataset import Sources, prepare
+from ..judge import needs_group
 from ..operator import Advance, Makes, Operator, Turn
 from ..roles import STUDENT
 from ..training import run_job
@@ -120,6 +121,16 @@ class Evaluate(Judging):
     max_tokens: int = Field(256, ge=1)
     """Longest answer."""
 
+    def check(self, where: str) -> list[Problem]:
+        """Find also a judge that needs several samples of a prompt: here there is one."""
+        if problems := super().check(where):
+            return problems
+        judge = self.load_judge(f"{where}.judge")
+        if not needs_group(judge):
+            return []
+        what = f"{judge.name} needs several samples of a prompt, and here is one of each"
+        return [Problem(f"{where}.judge", what, "use it in `score`")]
+
     @property
     def sampling(self) -> Sampling:
         """How the answers are decoded."""
@@ -147,7 +158,7 @@ class Evaluate(Judging):
             rows = {"evaluation": [self._summary(turn, identifier, split)]}
         else:
             answered = await answer(turn, STUDENT, turn.slice(planned), self.sampling)
-            verdicts = await judge_chunk(turn, self.load_judge(), answered.completions)
+            verdicts = await judge_chunk(turn, self.scorer(turn), answered.completions)
             rows = {**answered.rows, "judgement": verdicts["judgement"]}
             rows["content"] = answered.rows["content"] + verdicts["content"]
         turn.commit(rows, time.monotonic() - began)

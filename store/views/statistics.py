@@ -105,6 +105,24 @@ LENGTH_BIAS = View(
     },
 )
 
+JUDGE_BIAS = View(
+    "judge_bias",
+    "What moves a judge besides merit, as a `pair` step with `correct` has estimated it from comparisons; "
+    "see docs/judging.md",
+    {
+        "round": "Round of the pairs; comparisons up to it were looked at",
+        "step": "Step that made the pairs",
+        **_JUDGE,
+        "effect": "position: shown first; length: e times as long; self: written by the judge",
+        "log_odds": "What it adds to the log-odds of winning; 0 is no bias",
+        "ci_low": "Lower end of its 95 % interval, clustered by prompt",
+        "ci_high": "Upper end of its 95 % interval",
+        "removed": "Whether it was taken out of the labels of these pairs",
+        "n": "Showings of two answers",
+        "prompts": "Prompts that they belong to",
+    },
+)
+
 PASS_AT_K = View(
     "pass_at_k",
     "Probability that one of k answers passes, a value of at least 0.5: the unbiased estimator of Chen et "
@@ -198,6 +216,7 @@ STATISTICS: tuple[View, ...] = (
     SWAP_CONSISTENCY,
     JUDGE_AGREEMENT,
     LENGTH_BIAS,
+    JUDGE_BIAS,
     PASS_AT_K,
     PROMPT_DIFFICULTY,
     COST,

@@ -1,0 +1,1 @@
+"""The exam that ships, and the programs that made it."""

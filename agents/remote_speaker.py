@@ -1,0 +1,129 @@
+"""A speaker for roles whose model is behind an address."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from ..errors import BadInput, TryLater
+from ..policies.policy import Sampling
+from ..policies.transport import Call, Client, Outcome
+from ..types import Message
+from .servers import Servers
+from .speaker import Ask, Given, Measured, Reply, Weighed
+from .spending import Ledger
+
+_HOPELESS = ("unauthorized", "not_found", "redirect")
+"""Kinds that a whole batch comes back with when the recipe is wrong."""
+_COVERED = 0.5
+"""Least probability that all options together must have, or the model was not held to them."""
+
+
+class RemoteSpeaker:
+    """Lets the roles behind addresses speak, all calls of a batch together.
+
+    Args:
+        servers: the clients by role.
+        system: from a role to the system prompt of its context.
+        ledger: keeps account of the calls; without one nobody does.
+    """
+
+    def __init__(
+        self,
+        servers: Servers,
+        system: Callable[[str], str | None] = lambda _: None,
+        ledger: Ledger | None = None,
+    ) -> None:
+        self._servers = servers
+        self._system = system
+        self._ledger = ledger
+
+    async def say(self, role: str, asks: Sequence[Ask], sampling: Sampling) -> list[Reply]:
+        """Answer each conversation; a failure is a reply with a status."""
+        calls = [
+            Call(self._staged(role, ask.messages), sampling, ask.seed, ask.schema) for ask in asks
+        ]
+        return [
+            Reply(found.text, found.status, found.usage)
+            for found in await self.ask(role, calls, "judge")
+        ]
+
+    async def choose(self, role: str, asks: Sequence[Ask], options: Sequence[str]) -> list[Weighed]:
+        """Return how likely each option is as the reply; the server must hold the model to them."""
+        # The log-probs are to be those of temperature 1.
+        sampling = Sampling(1.0, 1.0, 0, 1)
+        calls = [
+            Call(self._staged(role, ask.messages), sampling, ask.seed, options=tuple(options))
+            for ask in asks
+        ]
+        return [_weigh(found, options) for found in await self.ask(role, calls, "judge")]
+
+    async def logprobs(
+        self,
+        role: str,
+        given: Sequence[Given],  # noqa: ARG002 - the protocol's
+    ) -> list[Measured]:
+        """Refuse: a server does not say what it thinks of another one's tokens."""
+        raise BadInput.at(
+            f"roles.{role}.policy",
+            "a model behind an address gives no log-probs of given answers",
+            "use a role whose model runs on this machine",
+        )
+
+    async def ask(self, role: str, calls: Sequence[Call], purpose: str) -> list[Outcome]:
+        """Make calls, keep what they cost, and return their outcomes in the order given.
+
+        Raises:
+            TryLater: the budget would not last, or the server was away for longer than patience lasts.
+            BadInput: the server refuses every call, because of its key, model or address.
+        """
+        if not calls:
+            return []
+        client = self._servers.client(role)
+        reservation = self._ledger.reserve(role, client, calls) if self._ledger else None
+        outcomes = await asyncio.gather(*(client.call(call) for call in calls))
+        found = [replace(o, usage=replace(o.usage, role=role)) for o in outcomes]
+        if self._ledger:
+            made = list(zip(calls, found, strict=True))
+            self._ledger.charge(reservation, role, client, made, purpose)
+        _stop_if_away(client, found)
+        if all(outcome.kind in _HOPELESS for outcome in found):
+            where = f"roles.{role}.{'key' if found[0].kind == 'unauthorized' else 'policy'}"
+            raise BadInput.at(where, f"{client.address.host}: {found[0].text}")
+        return found
+
+    def _staged(self, role: str, messages: Sequence[Message]) -> tuple[Message, ...]:
+        system = self._system(role)
+        return ((Message("system", system),) if system else ()) + tuple(messages)
+
+
+def _stop_if_away(client: Client, found: Sequence[Outcome]) -> None:
+    """End the run, to be resumed, rather than write failures that say nothing about their tasks."""
+    waiting = next((outcome for outcome in found if outcome.waiting), None)
+    if waiting is not None:
+        address = client.address
+        raise TryLater(
+            f"{address.host} has been away for {address.patience:g} s ({waiting.text}); "
+            "`redistill resume` goes on when it is back"
+        )
+
+
+def _weigh(found: Outcome, options: Sequence[str]) -> Weighed:
+    """Turn the log-probs of first tokens into probabilities of the options."""
+    if found.status != "ok":
+        return Weighed((), found.status, found.text, found.usage)
+    shares = [0.0] * len(options)
+    for token, logprob in found.weighed:
+        text = token.strip()
+        fits = [i for i, option in enumerate(options) if text and option.startswith(text)]
+        if len(fits) == 1:
+            shares[fits[0]] += math.exp(min(logprob, 0.0))
+    total = sum(shares)
+    if total < _COVERED:
+        why = (
+            f"the log-probs of the reply cover {total:.2f} of the options; use a server that takes "
+        )
+        return Weighed((), "parse_error", why + "`structured_outputs`, as vLLM does", found.usage)
+    return Weighed(tuple(share / total for share in shares), usage=found.usage)

@@ -1,0 +1,197 @@
+"""How much work a step is: what it makes, which calls it takes, and how many tokens go where.
+
+Arithmetic over a recipe and its prompts: no model is loaded and no call is paid. Answers count at their
+longest, so a bill is "at most"; a token is taken for 3.5 characters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..policies.address import is_remote
+from ..types import Prompt
+from .attacks import attacks
+from .judge import Judge, roles_of, standing_of
+from .operator import Operator
+from .operators.elicit import Rewrite, Sample
+from .operators.feedback import Compare, Critique, Judging
+from .operators.improve import Evaluate, Train
+from .recipe import Recipe
+from .roles import STUDENT
+
+_CHARACTERS_A_TOKEN = 3.5
+_TEMPLATE = 25
+"""Tokens that a chat template puts around a conversation."""
+_RUBRIC = 300
+"""Tokens that a judge reads besides the question and the answers."""
+_TRAINING_PASSES = 3
+"""A backward pass costs about twice a forward pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """What one role is asked in a step."""
+
+    calls: int
+    tokens_in: int
+    tokens_out: int
+    """At most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a step takes."""
+
+    rows: str
+    """What is made, in words."""
+    calls: int = 0
+    """Completions or judgements asked for."""
+    tokens: int = 0
+    """Most tokens through the models of this machine, prompts included."""
+    remote: Mapping[str, Speech] = field(default_factory=dict)
+    """What leaves this machine, by role."""
+    made: int = 0
+    """Completions."""
+
+
+class Workload:
+    """Estimates the steps of one stage, in their order.
+
+    Args:
+        recipe: what will run.
+        train: the prompts of one round.
+        heldout: those of its evaluation.
+    """
+
+    def __init__(self, recipe: Recipe, train: Sequence[Prompt], heldout: Sequence[Prompt]) -> None:
+        self._recipe, self._train, self._heldout = recipe, train, heldout
+        self._made: dict[str, int] = {}
+        self._longest = 1
+        self._asked: set[str] = set()
+
+    def of(self, step: Operator) -> Work:
+        """Return what a step takes."""
+        work = self._work(step)
+        if work.made:
+            self._made[step.step] = work.made
+            self._longest = max(self._longest, int(getattr(step, "max_tokens", 1)))
+        return work
+
+    def _work(self, step: Operator) -> Work:
+        if isinstance(step, Sample):
+            return self._sample(step)
+        if isinstance(step, Rewrite):
+            return self._rewrite(step)
+        if isinstance(step, Train):
+            return self._train_work(step)
+        if isinstance(step, Evaluate):
+            return measured(self._recipe, self._heldout)
+        if isinstance(step, Judging):
+            return self._judged(step)
+        return Work("rows of the store")
+
+    def _sample(self, step: Sample) -> Work:
+        calls = len(self._train) * step.k
+        speech = Speech(calls, asked(self._train) * step.k, calls * step.max_tokens)
+        tokens, remote = placed(self._recipe, step.role, speech)
+        return Work(f"{calls} completions", calls, tokens, remote, calls)
+
+    def _rewrite(self, step: Rewrite) -> Work:
+        calls = self._answers(step)
+        told = 2 * self._longest  # the earlier answer, and what is to be better
+        speech = Speech(calls, calls * (self._mean_asked() + told), calls * step.max_tokens)
+        tokens, remote = placed(self._recipe, step.role, speech)
+        return Work(f"at most {calls} rewrites", calls, tokens, remote, calls)
+
+    def _judged(self, step: Judging) -> Work:
+        calls, shown, noun = self._answers(step), 1, "judgements"
+        if isinstance(step, Compare):
+            calls, shown, noun = self._comparisons(step), step.size, "comparisons"
+        elif isinstance(step, Critique):
+            noun = "critiques"
+        each = self._mean_asked() + shown * self._longest
+        judge = step.load_judge()
+        verdicts = calls if isinstance(step, Critique) else calls + self._watched(judge)
+        tokens, remote = judged(self._recipe, judge, verdicts, each)
+        return Work(f"{calls} {noun}", calls, tokens, remote)
+
+    def _watched(self, judge: Judge) -> int:
+        """Return the verdicts that show whether a judge is what it was: anchors and attacks, once a round."""
+        anchors = self._recipe.execution.anchors
+        if not anchors or standing_of(judge) != "model" or judge.revision in self._asked:
+            return 0
+        self._asked.add(judge.revision)
+        return 2 * (anchors + len(attacks()))
+
+    def _comparisons(self, step: Compare) -> int:
+        each = self._answers(step) // max(1, len(self._train))
+        sets = math.comb(each, min(step.size, each)) if each > 1 else 0
+        sets = min(sets, step.per_prompt or sets)
+        return len(self._train) * sets * (2 if step.both_orders else 1)
+
+    def _train_work(self, step: Train) -> Work:
+        trainer = step.load_trainer()
+        pairs = trainer.rows == "pairs"
+        most = len(self._train) if pairs else max(len(self._train), *self._made.values(), 1)
+        steps = trainer.plan(most)
+        each = self._mean_asked() + self._recipe.evaluate.max_tokens
+        seen = steps * trainer.batch_size * (2 if pairs else 1)
+        rows = f"at most {steps} steps of {trainer.batch_size} rows"
+        return Work(rows, 0, seen * each * _TRAINING_PASSES)
+
+    def _answers(self, step: Operator) -> int:
+        return sum(self._made.get(name, 0) for name in step.sources())
+
+    def _mean_asked(self) -> int:
+        return asked(self._train) // max(1, len(self._train))
+
+
+def asked(prompts: Sequence[Prompt]) -> int:
+    """Return about how many tokens prompts have, in their chat template."""
+    characters = sum(len(m.content) for p in prompts for m in p.messages)
+    return int(characters / _CHARACTERS_A_TOKEN) + _TEMPLATE * len(prompts)
+
+
+def measured(recipe: Recipe, prompts: Sequence[Prompt]) -> Work:
+    """Return what it takes to answer prompts and judge the answers, as `evaluate` does."""
+    step, calls = recipe.evaluate, len(prompts)
+    tokens = asked(prompts) + calls * step.max_tokens
+    each = asked(prompts) // max(1, calls) + step.max_tokens
+    more, remote = judged(recipe, step.load_judge(), calls, each)
+    return Work(f"{calls} answers, judged", calls, tokens + more, remote)
+
+
+def judged(recipe: Recipe, judge: Judge, verdicts: int, each: int) -> tuple[int, dict[str, Speech]]:
+    """Return the tokens of this machine and the calls elsewhere of some verdicts of a judge.
+
+    Args:
+        recipe: binds the judge's roles.
+        judge: a program takes neither.
+        verdicts: how many are asked for.
+        each: tokens of the material of one.
+    """
+    roles = roles_of(judge)
+    times = int(getattr(judge, "calls", lambda: 1)())
+    tokens, remote = 0, dict[str, Speech]()
+    for role in roles:
+        calls = verdicts * times // len(roles)
+        speech = Speech(calls, calls * (each + _RUBRIC), calls * _longest_reply(judge))
+        more, elsewhere = placed(recipe, role, speech)
+        tokens, remote = tokens + more, remote | elsewhere
+    return tokens, remote
+
+
+def placed(recipe: Recipe, role: str, speech: Speech) -> tuple[int, dict[str, Speech]]:
+    """Return the tokens that a role's speech is here, and what of it is elsewhere."""
+    bound = recipe.roles.get(role)
+    if role != STUDENT and bound is not None and is_remote(bound.policy):
+        return 0, {role: speech}
+    return speech.tokens_in + speech.tokens_out, {}
+
+
+def _longest_reply(judge: Judge) -> int:
+    """Return the most tokens that a judge writes for a verdict; one where it only weighs labels."""
+    inner: Sequence[Judge] = getattr(judge, "inner", ())
+    return max([int(getattr(judge, "max_tokens", 1)), *map(_longest_reply, inner)])
