@@ -98,16 +98,29 @@ class Cast:
         Raises:
             WrongWeights: the policy does not answer with the weights that it was told to load.
         """
+        name, revision = self.named(role, store, round=round, champion=champion, current=current)
+        return await self.hold(name, revision, store, round)
+
+    def named(
+        self,
+        role: str,
+        store: Store,
+        *,
+        round: int,  # noqa: A002 - the column's name
+        champion: str,
+        current: str,
+    ) -> tuple[str, Revision]:
+        """Return which policy and which of its revisions a role names at this point of the run."""
         binding = self._stagings[role].role
         if binding.policy != STUDENT:
-            return await self.hold(binding.policy, self._others[binding.policy], store, round)
+            return binding.policy, self._others[binding.policy]
         names: dict[RevisionName, Callable[[], str]] = {
             "current": lambda: current,
             "champion": lambda: champion,
             "initial": lambda: self.initial,
             "previous": lambda: _previous(store, round, self.initial),
         }
-        return await self.hold(STUDENT, self.revision(names[binding.revision]()), store, round)
+        return STUDENT, self.revision(names[binding.revision]())
 
     def revision(self, identifier: str) -> Revision:
         """Read a student revision of this run."""

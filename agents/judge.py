@@ -44,6 +44,7 @@ BUILTINS = {
     "jury": "redistill.agents.judges.jury:Jury",
     "length_corrected": "redistill.agents.judges.fitted:LengthCorrected",
     "calibrated": "redistill.agents.judges.fitted:Calibrated",
+    "cached": "redistill.agents.judges.cached:Cached",
 }
 
 _RESERVED = (

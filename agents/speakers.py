@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from ..hashing import content_hash
 from ..policies.policy import Sampling
+from ..store.store import Row
+from ..store.verdicts import Key, read_verdicts
+from ..types import Judgement, Usage
+from .judge import JudgeTask, Mode
 from .local_speaker import LocalSpeaker
 from .operator import Turn
 from .remote_speaker import RemoteSpeaker
@@ -30,9 +35,65 @@ class Speakers:
         """Return the raw log-probs of each token of given answers."""
         return await self._of(role).logprobs(role, given)
 
+    async def recall(
+        self, judge: str, mode: Mode, roles: Sequence[str], tasks: Sequence[JudgeTask]
+    ) -> list[Judgement | None]:
+        """Return the verdicts that the run's store holds already, None for each task without one.
+
+        Args:
+            judge: the judge's revision.
+            mode: what is asked of it.
+            roles: who speaks for it; where several of this machine do, nothing is remembered.
+            tasks: what is to be judged.
+        """
+        weights = self._weights(roles)
+        if weights is None:
+            return [None] * len(tasks)
+        prompts = [task.prompt.id for task in tasks]
+        known = read_verdicts(
+            self._turn.run.store, prompts, judge=judge, mode=mode, weights=weights
+        )
+        return [_remembered(known, task, roles, weights) for task in tasks]
+
+    def _weights(self, roles: Sequence[str]) -> str | None:
+        """Return the weights by which a verdict must have been given: none of this machine, or one."""
+        turn, cast = self._turn, self._turn.run.cast
+        here = [role for role in roles if not cast.servers.serve(role)]
+        if not here:
+            return ""
+        if len(roles) > 1:
+            return None
+        _, revision = cast.named(
+            here[0],
+            turn.run.store,
+            round=turn.round,
+            champion=turn.champion,
+            current=turn.current,
+        )
+        return revision.id
+
     def _of(self, role: str) -> Speaker:
         servers = self._turn.run.cast.servers
         return remote(self._turn) if servers.serve(role) else LocalSpeaker(self._turn)
+
+
+def _remembered(
+    known: Mapping[Key, Row], task: JudgeTask, roles: Sequence[str], weights: str
+) -> Judgement | None:
+    hashes = tuple(content_hash(c.text) for c in task.candidates)
+    row = known.get((task.prompt.id, hashes))
+    if row is None or task.attempt:
+        return None
+    return Judgement(
+        row["value"],
+        raw=row["raw"],
+        parts=row["parts"],
+        text=row["text"] or "",
+        ranks=tuple(row["ranks"]) if row["ranks"] else None,
+        probability=row["probability"],
+        aspects=row["aspects"],
+        usage=Usage(role=" + ".join(roles), revision=weights, dollars=0.0),
+    )
 
 
 def remote(turn: Turn) -> RemoteSpeaker:

@@ -17,6 +17,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Coroutine
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
@@ -82,12 +83,12 @@ async def raw(url: str, calls: int, concurrency: int) -> None:
 
 async def sdk(url: str, calls: int, concurrency: int) -> None:
     """Call with the OpenAI SDK as it comes."""
-    from openai import AsyncOpenAI
+    openai: Any = import_module("openai")  # not everybody has it, and its types are not needed
 
     slots = asyncio.Semaphore(concurrency)
-    async with AsyncOpenAI(base_url=url, api_key=KEY) as client:
+    async with openai.AsyncOpenAI(base_url=url, api_key=KEY) as client:
 
-        async def one() -> str | None:
+        async def one() -> str:
             async with slots:
                 found = await client.chat.completions.create(
                     model="judge",
@@ -96,7 +97,7 @@ async def sdk(url: str, calls: int, concurrency: int) -> None:
                     temperature=0.0,
                     seed=7,
                 )
-                return found.choices[0].message.content
+                return str(found.choices[0].message.content)
 
         said = await asyncio.gather(*(one() for _ in range(calls)))
     assert all(text == VERDICT for text in said)

@@ -85,6 +85,10 @@ CASES: dict[str, Specs] = {
         {"repeat": {"judge": "chat"}},
         [{"repeat": {"judge": "chat", "k": 5}}, {"repeat": {"judge": "longest"}}],
     ),
+    "cached": lambda _: (
+        {"cached": {"judge": "chat"}},
+        [{"cached": {"judge": {"chat": {"role": "helper"}}}}, {"cached": {"judge": "longest"}}],
+    ),
     "jury": _fitted("jury", judges=["verifier", "shortest", "random"], wait=False),
     "calibrated": _fitted("calibrated"),
     "length_corrected": _fitted("length_corrected"),

@@ -126,7 +126,9 @@ def test_load_builtins_with_and_without_settings() -> None:
     """A name, or a name with settings, gives a judge."""
     assert judge.load("verifier", "w").name == "verifier"
     assert judge.load({"random": {"seed": 3, "name": "dice"}}, "w").name == "dice"
-    inner = {"shuffled", "both_orders", "repeat", "jury", "length_corrected", "calibrated"}
+    inner = {
+        "shuffled", "both_orders", "repeat", "jury", "length_corrected", "calibrated", "cached",
+    }  # fmt: skip
     for name in judge.BUILTINS.keys() - inner - {"replay", "reward_model"}:
         assert judge.load(name, "w").name == name
 
