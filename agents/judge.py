@@ -268,6 +268,13 @@ def needs_group(judge: object) -> bool:
     return bool(getattr(judge, "needs_group", False))
 
 
+def let_go(judge: object) -> None:
+    """Let a judge that holds a model of its own give the memory back; it is loaded again when asked again."""
+    release: Callable[[], None] | None = getattr(judge, "release", None)
+    if release is not None:
+        release()
+
+
 def needs_weights(judge: object) -> bool:
     """Tell whether a judge reads log-probs, so that its roles' models must be on this machine."""
     return bool(getattr(judge, "needs_weights", False))

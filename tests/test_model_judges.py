@@ -22,7 +22,7 @@ from redistill.agents import judge
 from redistill.agents.exam import starter_exam
 from redistill.agents.exam_speaker import ExamSpeaker
 from redistill.agents.examining import STARTER, Sitting, examine
-from redistill.agents.judge import JudgeTask
+from redistill.agents.judge import JudgeTask, let_go, scorer
 from redistill.agents.judges.agreement import Agreement, final_answer
 from redistill.agents.judges.model import Choice, Likelihood, Rating
 from redistill.agents.judges.reward import RewardModel
@@ -481,6 +481,20 @@ def test_a_reward_models_values_follow_its_logits(classifier: Path) -> None:
     assert other.probability == pytest.approx(1 - (one.probability or 0), abs=1e-5)
     assert many.ranks == tuple(1 + sum(o > r for o in raw) for r in raw)
     assert all(f.usage and f.usage.revision == judged.weights for f in scored)
+
+
+def test_a_reward_model_gives_its_memory_back(classifier: Path) -> None:
+    """Released, also from inside another judge, nothing is held; asked again, it says the same."""
+    from redistill.policies.reward import held
+
+    spec = {"repeat": {"judge": {"reward_model": {"model": str(classifier)}}, "k": 2}}
+    made = scorer(spec, "judge")
+    tasks = [task("fine"), task("not so fine")]
+    before = [j.value for j in asyncio.run(made.score(tasks))]
+    assert held.cache_info().currsize == 1
+    let_go(made)
+    assert held.cache_info().currsize == 0
+    assert [j.value for j in asyncio.run(made.score(tasks))] == before
 
 
 def test_padding_changes_no_logit(classifier: Path) -> None:

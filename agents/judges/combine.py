@@ -21,6 +21,7 @@ from ..judge import (
     Mode,
     SettledJudge,
     Standing,
+    let_go,
     load,
     modes,
     needs_group,
@@ -107,6 +108,11 @@ class Combined(SettledJudge):
         """Return the keys of all labelled pairs that anything inside was fitted on."""
         nothing: frozenset[str] = frozenset()
         return nothing.union(*(getattr(judge, "seen", frozenset)() for judge in self.inner))
+
+    def release(self) -> None:
+        """Let the judges inside give back what they hold."""
+        for judge in self.inner:
+            let_go(judge)
 
     def calls(self) -> int:
         """Return how many verdicts of judges inside one verdict takes."""

@@ -25,6 +25,8 @@ _PINNED = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{40})")
 _READ = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 _ONE = threading.Lock()
 """Held while a reward model works: two at once would fight for the cores."""
+_HELD = threading.Event()
+"""Set while a reward model may be in memory."""
 
 
 class RewardModel(SettledJudge):
@@ -94,9 +96,18 @@ class RewardModel(SettledJudge):
             found.append(_scored(next(logits), usage))
         return found
 
+    def release(self) -> None:
+        """Give the model's memory back."""
+        if _HELD.is_set():  # else torch would be loaded for nothing
+            from ...policies.reward import held
+
+            held.cache_clear()
+            _HELD.clear()
+
     def _loaded(self) -> Any:
         from ...policies.reward import held
 
+        _HELD.set()
         if self._is_folder:
             return held(_folder(self.model), self.weights)
         name, commit = self._pinned()

@@ -25,6 +25,7 @@ from ..judge import (
     Scorer,
     comparer,
     critic,
+    let_go,
     load,
     roles_of,
     scorer,
@@ -94,6 +95,13 @@ class Judging(Operator):
             turn.commit({}, 0.0)
         return is_person(judge)
 
+    def after(self, turn: Turn, chunks: int) -> Advance:
+        """Go on; with the last chunk the judge gives its memory back, so that a trainer can have it."""
+        found = turn.advance(chunks)
+        if found.cursor is None:
+            let_go(self.load_judge())
+        return found
+
     def planned(self, turn: Turn) -> list[JudgeTask]:  # noqa: ARG002 - for subclasses
         """Return all that is judged in the step, in an order that depends on ids and seed alone."""
         return []
@@ -128,7 +136,7 @@ class Score(Judging):
             answers = with_prompts(turn, turn.slice(completions))
             rows = await judge_chunk(turn, self.scorer(turn), answers, completions)
             turn.commit(rows, time.monotonic() - began)
-        return turn.advance(turn.chunks(completions))
+        return self.after(turn, turn.chunks(completions))
 
 
 class Compare(Judging):
@@ -166,7 +174,7 @@ class Compare(Judging):
             turn.commit(
                 await compare_chunk(turn, judge, turn.slice(planned)), time.monotonic() - began
             )
-        return turn.advance(turn.chunks(planned))
+        return self.after(turn, turn.chunks(planned))
 
     def planned(self, turn: Turn) -> list[JudgeTask]:
         """Return the comparisons in an order that depends on ids and seed alone."""
@@ -228,7 +236,7 @@ class Critique(Judging):
             judge: Critic = bind(critic(self.judge_spec(), f"{self.step}.judge"), Speakers(turn))
             rows: Rows = await critique_chunk(turn, judge, turn.slice(answers))
             turn.commit(rows, time.monotonic() - began)
-        return turn.advance(turn.chunks(answers))
+        return self.after(turn, turn.chunks(answers))
 
 
 def answers_of(turn: Turn, steps: Sequence[str]) -> list[tuple[Prompt, Completion]]:
