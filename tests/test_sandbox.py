@@ -277,7 +277,7 @@ CHEATS = {
             for o in seen + found:
                 if 'cases' in o or 'result' in o or 'output' in o:
                     return o.get('result') or o['cases'][0]['result']
-            for root, _, files in os.walk('/work'):
+            for root, _, files in os.walk('/scratch'):
                 return open(os.path.join(root, files[0])).read()
     """,
     "forges the reply": """
@@ -368,7 +368,7 @@ ESCAPES = {
     "write library": "open(os.__file__, 'a').write('x')",
     "write beside secret": "open(os.path.dirname(SECRET) + '/left', 'w').write('x')",
     "write device": "open('/dev/left', 'w').write('x')",
-    "big file": "open('/work/big', 'wb').truncate(1 << 30)",
+    "big file": "open('/scratch/big', 'wb').truncate(1 << 30)",
     "tcp": "import socket; socket.create_connection(('127.0.0.1', PORT), 2)",
     "abstract socket": "import socket; s = socket.socket(socket.AF_UNIX); s.connect('\\0' + NAME)",
     "udp out": "import socket; socket.socket(2, 2).sendto(b'x', ('192.0.2.1', 53))",
@@ -378,9 +378,9 @@ ESCAPES = {
     "clone": "assert libc('syscall', 56, 17, 0, 0, 0, 0) >= 0",
     "clone3": "assert libc('syscall', 435, 0, 0) >= 0 or errno() not in (1, 38)",
     "user namespace": "assert libc('unshare', 0x10000000) == 0",
-    "mount": "assert libc('mount', b'none', b'/work', b'tmpfs', 0, 0) == 0",
+    "mount": "assert libc('mount', b'none', b'/scratch', b'tmpfs', 0, 0) == 0",
     "new mount call": "assert libc('syscall', 430, b'tmpfs', 0) >= 0",
-    "root change": "os.chroot('/work')",
+    "root change": "os.chroot('/scratch')",
     "trace": "assert libc('ptrace', 0, 0, 0, 0) == 0",
     "bpf": "assert libc('syscall', 321, 0, 0, 0) >= 0",
     "io_uring": "assert libc('syscall', 425, 8, 0) >= 0",

@@ -39,7 +39,7 @@ LONGEST = 100_000
 """Characters of a program that are run; longer ones are refused."""
 MOST_REPLY = 1 << 20
 """Bytes of a reply that are read; a longer one is none."""
-_WORK = "/work"
+_WORK = "/scratch"
 
 
 class SandboxError(Exception):
