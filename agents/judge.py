@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeGuard, cast, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
 from ..errors import BadInput
 from ..hashing import content_hash
@@ -46,6 +46,11 @@ BUILTINS = {
     "calibrated": "redistill.agents.judges.fitted:Calibrated",
     "cached": "redistill.agents.judges.cached:Cached",
 }
+
+JudgeSpec = Annotated[
+    str | dict[str, Any], BeforeValidator(lambda judge: plugins.spec_of(judge, BUILTINS))
+]
+"""How a recipe, or another judge, names a judge; in Python the judge itself will do."""
 
 _RESERVED = (
     "all analyse analyze and anti any array as asc asof asymmetric at authorization binary "

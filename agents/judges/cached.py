@@ -9,9 +9,9 @@ from typing import ClassVar, Self, cast
 from pydantic import PrivateAttr
 
 from ...types import Judgement
-from ..judge import ColumnName, Critic, JudgeTask, Mode, Scorer
+from ..judge import ColumnName, Critic, JudgeSpec, JudgeTask, Mode, Scorer
 from ..speaker import Speaker
-from .combine import Combined, Spec
+from .combine import Combined
 
 Recall = Callable[
     [str, Mode, Sequence[str], Sequence[JudgeTask]], Awaitable[list[Judgement | None]]
@@ -28,7 +28,7 @@ class Cached(Combined):
     """
 
     name: ColumnName = "cached"
-    judge: Spec
+    judge: JudgeSpec
     """The judge that is asked once."""
 
     can: ClassVar[tuple[Mode, ...]] = ("score", "compare", "critique")

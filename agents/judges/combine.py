@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Annotated, Any, ClassVar, Self
+from typing import ClassVar, Self
 
-from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from ...hashing import content_hash
 from ...types import Judgement
-from .. import plugins
 from ..judge import (
-    BUILTINS,
     ColumnName,
     Comparer,
     Judge,
+    JudgeSpec,
     JudgeTask,
     Mode,
     SettledJudge,
@@ -33,11 +32,6 @@ from ..judge import (
 from ..ranking import averaged, comparing, spent, turned, turned_back
 from ..speaker import Speaker, bind
 
-Spec = Annotated[
-    str | dict[str, Any], BeforeValidator(lambda judge: plugins.spec_of(judge, BUILTINS))
-]
-"""How a judge inside is named; in Python the judge itself will do."""
-
 
 class Combined(SettledJudge):
     """Base of judges made of others: their roles, their standing, and what they leave it able to do."""
@@ -45,7 +39,7 @@ class Combined(SettledJudge):
     can: ClassVar[tuple[Mode, ...]] = ("score", "compare")
     _inner: tuple[Judge, ...] | None = PrivateAttr(None)
 
-    def specs(self) -> tuple[Spec, ...]:
+    def specs(self) -> tuple[JudgeSpec, ...]:
         """Return how the judges inside are named."""
         return (getattr(self, "judge"),)  # noqa: B009 - a field of each subclass but the jury
 
@@ -131,7 +125,7 @@ class BothOrders(Combined):
     """
 
     name: ColumnName = "both_orders"
-    judge: Spec
+    judge: JudgeSpec
     """The judge that is asked twice."""
 
     can: ClassVar[tuple[Mode, ...]] = ("compare",)
@@ -163,7 +157,7 @@ class Repeat(Combined):
     """
 
     name: ColumnName = "repeat"
-    judge: Spec
+    judge: JudgeSpec
     """The judge that is asked k times."""
     k: int = Field(3, ge=2, le=64)
     """Attempts."""

@@ -24,9 +24,9 @@ from ...store.bias import logistic
 from ...types import Judgement
 from ..admission import Vote, ask
 from ..exam import ExamItem, load_exam
-from ..judge import ColumnName, JudgeTask, Mode, scorer
+from ..judge import ColumnName, JudgeSpec, JudgeTask, Mode, scorer
 from ..ranking import first_wins, verdict
-from .combine import Combined, Spec
+from .combine import Combined
 
 Floats = NDArray[np.float64]
 _LEAST = 20
@@ -141,7 +141,7 @@ class Calibrated(Fitted):
     """
 
     name: ColumnName = "calibrated"
-    judge: Spec
+    judge: JudgeSpec
     """The judge whose values or verdicts are calibrated."""
 
     async def learn(self, items: Sequence[ExamItem]) -> Mapping[Mode, Steps]:
@@ -209,7 +209,7 @@ class LengthCorrected(Fitted):
     """
 
     name: ColumnName = "length_corrected"
-    judge: Spec
+    judge: JudgeSpec
     """The judge that is corrected."""
     margin: float = Field(0.05, ge=0, lt=0.5)
     """A corrected probability that is nearer to one half is a tie."""

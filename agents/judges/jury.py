@@ -19,9 +19,8 @@ from ...store.bias import logistic
 from ...types import Judgement
 from ..admission import ask
 from ..exam import ExamItem
-from ..judge import ColumnName, JudgeTask, Scorer, scorer
+from ..judge import ColumnName, JudgeSpec, JudgeTask, Scorer, scorer
 from ..ranking import first_wins, spent, verdict
-from .combine import Spec
 from .fitted import Fitted, Floats
 
 
@@ -73,7 +72,7 @@ class Jury(Fitted):
     """
 
     name: ColumnName = "jury"
-    judges: tuple[Spec, ...] = Field(min_length=2)
+    judges: tuple[JudgeSpec, ...] = Field(min_length=2)
     """The members."""
     weights: Literal["fitted", "majority"] = "fitted"
     """`majority` counts every vote alike: it amplifies what the members have in common."""
@@ -84,7 +83,7 @@ class Jury(Fitted):
     wait: bool = True
     """Whether a member that is down leaves the answer without a verdict, to be asked again."""
 
-    def specs(self) -> tuple[Spec, ...]:
+    def specs(self) -> tuple[JudgeSpec, ...]:
         """Return how the members are named."""
         return self.judges
 

@@ -5,21 +5,20 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar, cast
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from ...errors import BadInput, Problem
 from ...hashing import row_seed
 from ...store.facts import find_prompts, read_completions
 from ...types import Completion, Prompt
-from .. import plugins
 from ..drift import watch
 from ..judge import (
-    BUILTINS,
     Comparer,
     Critic,
     Judge,
+    JudgeSpec,
     JudgeTask,
     Mode,
     Scorer,
@@ -36,11 +35,6 @@ from ..roles import STUDENT
 from ..speaker import bind
 from ..speakers import Speakers
 from ..verdicts import Rows, compare_chunk, critique_chunk, judge_chunk
-
-JudgeSpec = Annotated[
-    str | dict[str, Any], BeforeValidator(lambda judge: plugins.spec_of(judge, BUILTINS))
-]
-"""How a recipe names a judge; in Python the judge itself will do."""
 
 
 class Judging(Operator):
@@ -87,19 +81,18 @@ class Judging(Operator):
             return [Problem(f"{where}.judge", what, "people judge in `score` and `compare`")]
         return []
 
-    def people(self, turn: Turn) -> bool:
+    def people(self, turn: Turn, judge: Judge) -> bool:
         """Whether the judge is a person; if so, wait for all verdicts, which then stand in the store."""
-        judge = self.load_judge()
         if is_person(judge) and not turn.done:
             wait(turn, judge, self.asks, self.planned(turn))
             turn.commit({}, 0.0)
         return is_person(judge)
 
-    def after(self, turn: Turn, chunks: int) -> Advance:
+    def after(self, turn: Turn, chunks: int, judge: Judge) -> Advance:
         """Go on; with the last chunk the judge gives its memory back, so that a trainer can have it."""
         found = turn.advance(chunks)
         if found.cursor is None:
-            let_go(self.load_judge())
+            let_go(judge)
         return found
 
     def planned(self, turn: Turn) -> list[JudgeTask]:  # noqa: ARG002 - for subclasses
@@ -127,16 +120,18 @@ class Score(Judging):
 
     async def advance(self, turn: Turn) -> Advance:
         """Judge one chunk of completions."""
-        if self.people(turn):
+        judge = self.load_judge()
+        if self.people(turn, judge):
             return turn.advance(1)
         completions = read_completions(turn.run.store, turn.round, self.sources())
         if not turn.done:
-            await watch(turn, self.load_judge())
+            await watch(turn, judge)
             began = time.monotonic()
             answers = with_prompts(turn, turn.slice(completions))
-            rows = await judge_chunk(turn, self.scorer(turn), answers, completions)
+            ready = cast("Scorer", bind(judge, Speakers(turn)))
+            rows = await judge_chunk(turn, ready, answers, completions)
             turn.commit(rows, time.monotonic() - began)
-        return self.after(turn, turn.chunks(completions))
+        return self.after(turn, turn.chunks(completions), judge)
 
 
 class Compare(Judging):
@@ -163,18 +158,17 @@ class Compare(Judging):
 
     async def advance(self, turn: Turn) -> Advance:
         """Compare one chunk of sets."""
-        if self.people(turn):
+        judge = self.load_judge()
+        if self.people(turn, judge):
             return turn.advance(1)
         planned = self.planned(turn)
         if not turn.done:
-            await watch(turn, self.load_judge())
+            await watch(turn, judge)
             began = time.monotonic()
-            spec, speaker = self.judge_spec(), Speakers(turn)
-            judge: Comparer = bind(comparer(spec, f"{self.step}.judge"), speaker)
-            turn.commit(
-                await compare_chunk(turn, judge, turn.slice(planned)), time.monotonic() - began
-            )
-        return self.after(turn, turn.chunks(planned))
+            ready = cast("Comparer", bind(judge, Speakers(turn)))
+            rows = await compare_chunk(turn, ready, turn.slice(planned))
+            turn.commit(rows, time.monotonic() - began)
+        return self.after(turn, turn.chunks(planned), judge)
 
     def planned(self, turn: Turn) -> list[JudgeTask]:
         """Return the comparisons in an order that depends on ids and seed alone."""
@@ -230,13 +224,13 @@ class Critique(Judging):
 
     async def advance(self, turn: Turn) -> Advance:
         """Criticise one chunk of completions."""
-        answers = answers_of(turn, self.sources())
+        judge, answers = self.load_judge(), answers_of(turn, self.sources())
         if not turn.done:
             began = time.monotonic()
-            judge: Critic = bind(critic(self.judge_spec(), f"{self.step}.judge"), Speakers(turn))
-            rows: Rows = await critique_chunk(turn, judge, turn.slice(answers))
+            ready = cast("Critic", bind(judge, Speakers(turn)))
+            rows: Rows = await critique_chunk(turn, ready, turn.slice(answers))
             turn.commit(rows, time.monotonic() - began)
-        return self.after(turn, turn.chunks(answers))
+        return self.after(turn, turn.chunks(answers), judge)
 
 
 def answers_of(turn: Turn, steps: Sequence[str]) -> list[tuple[Prompt, Completion]]:

@@ -152,7 +152,7 @@ class Evaluate(Judging):
         ):
             return Advance(None)
         if turn.done:
-            return self.after(turn, total)
+            return self.after(turn, total, self.load_judge())
         began = time.monotonic()
         if turn.cursor == total - 1:
             rows = {"evaluation": [self._summary(turn, identifier, split)]}
@@ -162,7 +162,7 @@ class Evaluate(Judging):
             rows = {**answered.rows, "judgement": verdicts["judgement"]}
             rows["content"] = answered.rows["content"] + verdicts["content"]
         turn.commit(rows, time.monotonic() - began)
-        return self.after(turn, total)
+        return self.after(turn, total, self.load_judge())
 
     def key(self, turn: Turn, revision: str, split: Split) -> str:
         """Return the id of the evaluation of a revision."""
