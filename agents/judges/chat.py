@@ -13,16 +13,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NoReturn, Self
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ...hashing import content_hash, row_seed
 from ...policies.policy import Sampling
 from ...types import Judgement, Message
-from ..judge import ColumnName, JudgeTask, Mode, SettledJudge
-from ..roles import STUDENT
-from ..speaker import Ask, Reply, Speaker
+from ..judge import ColumnName, JudgeTask, Mode
+from ..speaker import Ask, Reply
 from ..template import fill, sound, template
 from .material import LETTERS, fenced, mark_of
+from .speaking import Speaking
 
 _REASONS = 4000
 """Characters of the reasons that a model held to a schema may write."""
@@ -30,7 +30,7 @@ _SEARCHED = 1 << 15
 """Characters at a reply's end in which the verdict is looked for."""
 
 
-class Chat(SettledJudge):
+class Chat(Speaking):
     """Ask a model for its verdict.
 
     The role may be the student, a model of this machine, or one behind an address. It can `score` (a
@@ -40,8 +40,6 @@ class Chat(SettledJudge):
     """
 
     name: ColumnName = "chat"
-    role: str = STUDENT
-    """Who judges."""
     rubric: str = "quality"
     """What to look at: a template that ships, or a text file."""
     aspects: tuple[str, ...] = ()
@@ -56,7 +54,6 @@ class Chat(SettledJudge):
     """Longest reply, reasoning included."""
 
     version: ClassVar[int] = 1
-    _speaker: Speaker | None = PrivateAttr(None)
 
     @field_validator("scale")
     @classmethod
@@ -78,16 +75,6 @@ class Chat(SettledJudge):
         texts = [_text(name) for name in (self.rubric, *_WRAPPERS.values())]
         settings = self.model_dump(mode="json", exclude={"name", "rubric"})
         return content_hash(["chat", self.version, settings, texts])
-
-    def roles(self) -> tuple[str, ...]:
-        """The one role that judges."""
-        return (self.role,)
-
-    def bound(self, speaker: Speaker) -> Self:
-        """Return the judge ready to speak."""
-        judge = self.model_copy()
-        judge._speaker = speaker
-        return judge
 
     async def score(self, tasks: Sequence[JudgeTask]) -> list[Judgement]:
         """Give each answer a value; of aspects, their mean."""
@@ -122,13 +109,11 @@ class Chat(SettledJudge):
     async def _ask(
         self, mode: Mode, tasks: Sequence[JudgeTask], forms: Sequence[Mapping[str, Any] | None]
     ) -> list[Reply]:
-        if self._speaker is None:
-            raise RuntimeError(f"{self.name} speaks as {self.role}, and was not bound to a speaker")
         asks = [
             self._conversation(mode, task, form) for task, form in zip(tasks, forms, strict=True)
         ]
         sampling = Sampling(self.temperature, 1.0, 0, self.max_tokens)
-        return await self._speaker.say(self.role, asks, sampling)
+        return await self.speaker.say(self.role, asks, sampling)
 
     def _conversation(self, mode: Mode, task: JudgeTask, form: Mapping[str, Any] | None) -> Ask:
         text = fill(

@@ -12,50 +12,20 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import ClassVar, Literal, Self
 
-from pydantic import PrivateAttr, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from ...hashing import content_hash, row_seed
 from ...types import Completion, Judgement, Message
-from ..judge import ColumnName, JudgeTask, Mode, SettledJudge
+from ..judge import ColumnName, JudgeTask, Mode
 from ..ranking import total, verdict
-from ..roles import STUDENT
-from ..speaker import Ask, Given, Measured, Speaker, Weighed
+from ..speaker import Ask, Given, Measured, Weighed
 from ..template import fill, sound, template
 from .material import LETTERS, brief, fenced, mark_of
+from .speaking import Speaking
 
 _LARGEST = 700.0
 """Most nats whose exponential is a float."""
 _YES_NO = ("yes", "no")
-
-
-class Speaking(SettledJudge):
-    """Base of judges that speak through one role."""
-
-    role: str = STUDENT
-    """Who judges."""
-
-    _speaker: Speaker | None = PrivateAttr(None)
-
-    def roles(self) -> tuple[str, ...]:
-        """The one role that judges."""
-        return (self.role,)
-
-    def bound(self, speaker: Speaker) -> Self:
-        """Return the judge ready to speak."""
-        judge = self.model_copy()
-        judge._speaker = speaker
-        return judge
-
-    @property
-    def speaker(self) -> Speaker:
-        """Who speaks for the role.
-
-        Raises:
-            RuntimeError: nobody does.
-        """
-        if self._speaker is None:
-            raise RuntimeError(f"{self.name} speaks as {self.role}, and was not bound to a speaker")
-        return self._speaker
 
 
 class Weighing(Speaking):
