@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
+from redistill.agents.judge import ColumnName, JudgeTask, SettledJudge, Standing
 from redistill.policies.policy import Generation, Request, Sampling
 from redistill.testing.fakes import END, FakeStudent
-from redistill.types import TokenIds
+from redistill.types import Judgement, TokenIds
 
 _FENCED = re.compile(r"--- (\w+) ([^\n]+) begins\n(.*?)\n--- \1 \2 ends", re.DOTALL)
 
@@ -57,3 +59,21 @@ class LocalJudge(FakeStudent):
         text = judge(messages)
         ids = (*map(ord, text), END)
         return Generation(text, ids, (-0.5,) * len(ids), "stop")
+
+
+class Holding(SettledJudge):
+    """A program that holds something while it works, and counts how often it was let go."""
+
+    name: ColumnName = "holding"
+    standing: ClassVar[Standing] = "program"
+    let_go: ClassVar[list[str]] = []
+    """`held` at each batch, `released` at each release."""
+
+    async def score(self, tasks: Sequence[JudgeTask]) -> list[Judgement]:
+        """Find every answer half good."""
+        Holding.let_go.append("held")
+        return [Judgement(0.5) for _ in tasks]
+
+    def release(self) -> None:
+        """Give back."""
+        Holding.let_go.append("released")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from fake_judges import Holding
 
 from redistill.agents.judges.program import Verifier
 from redistill.agents.loop import Place, prepare, resume, run
@@ -109,6 +110,16 @@ def test_the_champion_is_measured_once(tmp_path: Path) -> None:
     )
     assert {r["n"] for r in measured} == {1}
     assert len(measured) == 3
+
+
+def test_a_judge_lets_go_before_anything_is_trained(tmp_path: Path) -> None:
+    """It is asked chunk by chunk, and gives back what it holds once, after the step's last chunk."""
+    recipe = fake_recipe(rounds=1)
+    recipe["round"][1] = {"score": {"judge": "fake_judges:Holding"}}
+    recipe["round"][2] = {"select": {"where": "holding = 0.5", "per_prompt": 1}}
+    Holding.let_go.clear()
+    _run(tmp_path, recipe)
+    assert Holding.let_go == ["held"] * 5 + ["released"]
 
 
 def test_another_recipe_under_the_same_name_is_refused(tmp_path: Path) -> None:

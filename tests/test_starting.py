@@ -432,3 +432,27 @@ def test_the_plan_counts_comparisons_in_both_orders(recipe: Recipe, tmp_path: Pa
     per_round = min(24, found["prompts"]["train"])
     [compare] = [phase for phase in found["phases"] if phase["step"] == "compare"]
     assert compare["calls"] == per_round * 6 * 2
+
+
+def test_the_plan_counts_what_a_model_as_judge_is_asked_besides(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    """A judge that is a model meets its anchors and the attacks in both orders, once a round and not once a step."""
+    data = yaml.safe_load(recipe.to_yaml())
+    data |= {"unproven_judge": "allow"}
+    data["roles"] = {"helper": {"policy": "http://127.0.0.1:1/v1", "model": "m"}}
+    steps = data["stages"][0]["round"]
+    place = next(n for n, step in enumerate(steps) if "score" in step)
+    judge = {"chat": {"role": "helper"}}
+    steps[place + 1 : place + 1] = [
+        {"score": {"of": ["sample"], "judge": {**judge}, "as": name}} for name in ("one", "two")
+    ]
+    found, made = {}, 0
+    for anchors in (0, 20):
+        data["execution"] = {"anchors": anchors}
+        read = load_recipe(json.dumps(data), "m.yaml", base=recipe.base)
+        planned = forecast(read, tmp_path, tmp_path)
+        found[anchors] = planned["calls"]["helper"]
+        made = next(p["calls"] for p in planned["phases"] if p["step"] == "sample")
+    assert found[0] == read.rounds * 2 * made
+    assert found[20] - found[0] == read.rounds * 2 * (20 + 30)
