@@ -305,6 +305,8 @@ def rewritten(store: Store) -> Store:
     ]
     values = {"a": 0.5, "b": 1.0, "c": 1.0, "d": 1.0, "e": 0.0, "f": 0.9, "h": 1.0}
     said = [judgement(w, v) for w, v in values.items()] + [shown("ab", (2, 1)), shown("dc", (1, 2))]
+    # f and e tie, and of h and g each wins where it is shown first.
+    said += [shown("fe", (1, 1)), shown("hg", (1, 2)), shown("gh", (1, 2))]
     write(store, said, rows)
     return store
 
@@ -318,7 +320,7 @@ def test_a_rewrite_must_pass_and_its_original_be_worse(rewritten: Store) -> None
 
 
 def test_a_rewrite_is_preferred_where_comparisons_prefer_it(rewritten: Store) -> None:
-    """Both were shown together, and the rewrite has won."""
+    """Both were shown together, and the rewrite has won: not where it tied, or won by its place alone."""
     asked: dict[str, Any] = {"steps": ("rewrite",)}
     assert set(named(made(rewritten, "revised_original", **asked))) == {"ba", "dc"}
 
