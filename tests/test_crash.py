@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from children import start
 
 from redistill.store.query import read_rows
 from redistill.testing.fakes import fake_prompts, fake_recipe
@@ -40,14 +41,7 @@ _IDS = {
 
 def _start(base: Path, kill: list[Any] | None) -> subprocess.CompletedProcess[str]:
     told = {"base": str(base), "kill": kill, "log": str(base / "log.jsonl")}
-    return subprocess.run(
-        [sys.executable, "-P", str(CHILD)],
-        input=json.dumps(told),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    return start(CHILD, told)
 
 
 def _facts(base: Path, name: str) -> dict[str, Any]:

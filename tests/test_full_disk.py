@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from children import start
 from test_crash import _facts, _fake_base
 
 from redistill.report.integrity import examine_run
@@ -21,14 +22,7 @@ CHILD = Path(__file__).with_name("full_child.py")
 
 def _run(base: Path, full: str | None = None, after: int = 0) -> subprocess.CompletedProcess[str]:
     told = {"base": str(base), "full": full, "after": after}
-    return subprocess.run(
-        [sys.executable, "-P", str(CHILD)],
-        input=json.dumps(told),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    return start(CHILD, told)
 
 
 @pytest.fixture(scope="module")

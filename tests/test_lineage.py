@@ -375,6 +375,32 @@ def _planted(
     folder: Path, teacher_tags: Sequence[str] = ("form:word", "topic:sea")
 ) -> dict[str, str]:
     """Write a round in which one held-out item falls, and one row of ten that can have taught it."""
+    ids, train, opening = _asked(teacher_tags)
+    job = store_rows.identifier("job")
+    run_row, revisions = _trained(job)
+    store = Store(folder)
+    store.commit(
+        {**opening, "run": [store_rows.run("rrrr0")], "revision": revisions[:1]},
+        round=0,
+        step="begin",
+        chunk=0,
+    )
+    _measured(store, 0, "baseline", "rrrr0", {"held": 1.0, "steady": 0.0, "even": 1.0})
+    rows = _taught(train, ids, job) | {"training_run": [run_row], "revision": revisions[1:]}
+    store.commit(rows, round=1, step="train", chunk=0)
+    _measured(store, 1, "evaluate", "rrrr1", {"held": 0.0, "steady": 1.0, "even": 1.0})
+    decision = {
+        "id": store_rows.identifier("decision"), "round": 1, "step": "gate", "decision": "rejected", "reason": "no",
+        "champion": "rrrr0", "challenger": "rrrr1", "test": "t", "n": 2, "heldout_reads": 1, "guards": "{}",
+        "created_at": store_rows.WHEN,
+    }  # fmt: skip
+    store.commit({"decision": [decision]}, round=1, step="gate", chunk=0)
+    store.close()
+    return ids
+
+
+def _asked(teacher_tags: Sequence[str]) -> tuple[dict[str, str], list[str], dict[str, list[Row]]]:
+    """Return the prompts' ids by word, the words that train, and the rows of the opening."""
     ids = {word: store_rows.identifier(word) for word in ("held", "steady", "even", "teacher")}
     checks = {
         "held": {"word": True, "include": "x"},
@@ -406,7 +432,11 @@ def _planted(
     opening["content"] += [content(store_rows.messages(word), 0) for word in ids] + list(
         details.values()
     )
-    job = store_rows.identifier("job")
+    return ids, [word for word in ids if splits[word] == "train"], opening
+
+
+def _trained(job: str) -> tuple[Row, list[Row]]:
+    """Return the row of a training run, and those of the revisions before and after it."""
     run_row = {
         "id": job, "round": 1, "step": "train", "trainer": "dpo", "settings": "{}", "start_revision": "rrrr0",
         "reference_revision": None, "dataset_hash": "d", "rows": 10, "status": "trained", "message": "",
@@ -418,15 +448,11 @@ def _planted(
          "training_run_id": job if n else None, "created_at": store_rows.WHEN}
         for n in (0, 1)
     ]  # fmt: skip
-    store = Store(folder)
-    store.commit(
-        {**opening, "run": [store_rows.run("rrrr0")], "revision": revisions[:1]},
-        round=0,
-        step="begin",
-        chunk=0,
-    )
-    _measured(store, 0, "baseline", "rrrr0", {"held": 1.0, "steady": 0.0, "even": 1.0})
-    taught = [word for word in ids if splits[word] == "train"]
+    return run_row, revisions
+
+
+def _taught(train: Sequence[str], ids: dict[str, str], job: str) -> dict[str, list[Row]]:
+    """Return the rows of answers that were kept, and frozen for training."""
     rows: dict[str, list[Row]] = {
         "completion": [],
         "judgement": [],
@@ -434,7 +460,7 @@ def _planted(
         "training_row": [],
         "content": [],
     }
-    for place, word in enumerate(reversed(taught)):
+    for place, word in enumerate(reversed(train)):
         answer = f"{word} taught"
         made = store_rows.completion(answer, answer, prompt_id=ids[word])
         kept = {
@@ -452,17 +478,7 @@ def _planted(
         rows["content"].append(content(answer, 1))
         rows["selection"].append(kept)
         rows["training_row"].append(frozen)
-    rows |= {"training_run": [run_row], "revision": revisions[1:]}
-    store.commit(rows, round=1, step="train", chunk=0)
-    _measured(store, 1, "evaluate", "rrrr1", {"held": 0.0, "steady": 1.0, "even": 1.0})
-    decision = {
-        "id": store_rows.identifier("decision"), "round": 1, "step": "gate", "decision": "rejected", "reason": "no",
-        "champion": "rrrr0", "challenger": "rrrr1", "test": "t", "n": 2, "heldout_reads": 1, "guards": "{}",
-        "created_at": store_rows.WHEN,
-    }  # fmt: skip
-    store.commit({"decision": [decision]}, round=1, step="gate", chunk=0)
-    store.close()
-    return ids
+    return rows
 
 
 def _measured(
