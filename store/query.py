@@ -18,7 +18,8 @@ import duckdb
 import pyarrow as pa
 
 from ..errors import BadInput, StoreProblem
-from .store import SNAPSHOT, without_progress_bar
+from .connect import without_progress_bar
+from .store import SNAPSHOT
 from .table import quote
 from .tables import BY_NAME as TABLES
 from .text import storable

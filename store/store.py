@@ -27,10 +27,11 @@ import duckdb
 import pyarrow as pa
 
 from .. import __version__
-from ..errors import Busy, EnvironmentProblem, StoreProblem
+from ..errors import EnvironmentProblem, StoreProblem
 from ..hashing import content_hash, row_id
+from .connect import connect, first_line
 from .migrate import migrate
-from .table import Table, quote
+from .table import Table
 from .tables import BY_NAME
 from .text import storable, storable_json
 from .views import render_snapshot, render_views
@@ -42,13 +43,6 @@ Rows = Mapping[str, Sequence[Row]]
 
 FILE = "store.duckdb"
 SNAPSHOT = "store.read.duckdb"
-_STORAGE = "v1.5.0"
-"""Common tools lag behind the engine's newest file format; this one they can read."""
-_CONFIG: dict[str, str | bool | int | float | list[str]] = {
-    "storage_compatibility_version": _STORAGE,
-    "python_enable_replacements": "false",
-    "threads": "2",
-}
 _PIECE = 8 << 20
 _CHEAP_SHARE = 0.05
 """A snapshot is cheap when it costs at most this share of the time since the last one."""
@@ -99,17 +93,32 @@ class Store:
 
     def _open(self) -> None:
         self._owner_ident = threading.get_ident()
-        self._connection = self._connect()
+        opened = connect(self.path, self.folder / SNAPSHOT)
+        self._connection = opened.connection
         self._descriptor = os.open(self.path, os.O_RDONLY)
         try:
             migrate(self._connection, self.path, __version__, self._copy)
             self._make_views()
+            if opened.mended:
+                self._tell_mended(opened.mended)
         except duckdb.Error as error:
             self._shut()
             raise self._unwritable(error) from error
         except BaseException:
             self._shut()
             raise
+
+    def _tell_mended(self, places: Sequence[int]) -> None:
+        moment = now()
+        row = {
+            "id": row_id("event", kind="store_mended", moment=moment.isoformat()),
+            "round": 0,
+            "step": "store",
+            "kind": "store_mended",
+            "detail": json.dumps({"blocks": list(places)}),
+            "created_at": moment,
+        }
+        self._commit({"event": [row]}, 0, f"store:{row['id']}", 0, 0.0)
 
     def refresh_views(self) -> None:
         """Make the views anew, where judges may have come that `answers` has no column for."""
@@ -138,23 +147,6 @@ class Store:
         moment = now().isoformat(timespec="milliseconds")
         return render_snapshot(moment, __version__, self._views_hash)
 
-    def _connect(self) -> duckdb.DuckDBPyConnection:
-        try:
-            try:
-                connection = duckdb.connect(str(self.path), config=_CONFIG)
-            except duckdb.Error as error:
-                if "replaying WAL" not in str(error):
-                    raise
-                _replay(self.path)
-                connection = duckdb.connect(str(self.path), config=_CONFIG)
-            connection.execute("SET TimeZone = 'UTC'")
-            without_progress_bar(connection)
-        except duckdb.Error as error:
-            if "Conflicting lock" in str(error):
-                raise Busy(f"{self.path.name} is in use: {_holder(str(error))}") from error
-            raise StoreProblem(f"{self.path} cannot be opened: {_first_line(error)}") from error
-        return connection
-
     def _shut(self) -> None:
         """Let go of the file: the engine first, since closing the descriptor drops its lock."""
         self._connection.close()
@@ -162,7 +154,7 @@ class Store:
         self._descriptor = -1
 
     def _unwritable(self, error: Exception) -> EnvironmentProblem:
-        fault = f"{self.path.name} cannot be written: {_first_line(error)}"
+        fault = f"{self.path.name} cannot be written: {first_line(error)}"
         return EnvironmentProblem(
             f"{fault}; what was committed is kept, and the run can be resumed"
         )
@@ -257,7 +249,7 @@ class Store:
         except BaseException as error:
             self._roll_back(incoming)
             if isinstance(error, duckdb.ConstraintException | duckdb.ConversionException):
-                raise StoreProblem(f"the store refuses a chunk: {_first_line(error)}") from error
+                raise StoreProblem(f"the store refuses a chunk: {first_line(error)}") from error
             if isinstance(error, duckdb.Error):
                 raise self._unwritable(error) from error
             raise
@@ -330,13 +322,6 @@ class Store:
         self._publish_cost = self._published - began
 
 
-def without_progress_bar(connection: duckdb.DuckDBPyConnection) -> None:
-    """Keep the engine from drawing; where it does not, the mere setting fails in a notebook without ipywidgets."""
-    [(drawn,)] = connection.execute("SELECT current_setting('enable_progress_bar')").fetchall()
-    if drawn:
-        connection.execute("SET enable_progress_bar = false")
-
-
 def _arrow(name: str, rows: Sequence[Row], round_: int) -> pa.Table:
     """Turn rows into Arrow in the table's own schema, without doubles inside the batch.
 
@@ -361,7 +346,7 @@ def _arrow(name: str, rows: Sequence[Row], round_: int) -> pa.Table:
     try:
         return pa.Table.from_pylist(clean, schema=table.arrow())
     except (pa.ArrowException, TypeError) as error:
-        raise StoreProblem(f"table {name}: {_first_line(error)}") from error
+        raise StoreProblem(f"table {name}: {first_line(error)}") from error
 
 
 def _clean(value: Any, kind: str) -> Any:
@@ -390,29 +375,5 @@ def content(text: str, round_: int) -> Row:
     return {"hash": content_hash(text), "round": round_, "text": text}
 
 
-def _replay(path: Path) -> None:
-    """Put a write-ahead log into its file by another door.
-
-    A log with COMMENT ON a table that has checks, which a kill between a migration and its checkpoint
-    leaves, cannot be replayed by an instance that opens the file first: it looks for its own functions
-    before they are there. An instance that is up already can.
-
-    Raises:
-        duckdb.Error: the log is damaged; the file is as it was.
-    """
-    with duckdb.connect(":memory:", config=_CONFIG) as connection:
-        connection.execute(f"ATTACH {quote(str(path.absolute()))} AS store; CHECKPOINT store")
-
-
 def _batch_id(round_: int, step: str, chunk: int) -> str:
     return row_id("write_batch", round=round_, step=step, chunk=chunk)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0]
-
-
-def _holder(message: str) -> str:
-    """Pick the holder out of the engine's message: `Conflicting lock is held in ... (PID n)`."""
-    start = message.find("held in")
-    return message[start:].split(". See", 1)[0] if start >= 0 else message
