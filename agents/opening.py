@@ -158,6 +158,12 @@ def _with_inputs(recipe: Recipe, folder: Path) -> Recipe:
             (folder / "inputs").mkdir(parents=True, exist_ok=True)
             shutil.copyfile(recipe.base / path, folder / target)
             moved[path] = target.as_posix()
+    read: dict[Path, str] = {}
+    for index, file in enumerate(recipe.step_files(), start=len(recipe.data_files())):
+        target = Path("inputs") / f"{index}-{file.name}"
+        (folder / "inputs").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, folder / target)
+        read[file] = target.as_posix()
     prompts = recipe.prompts.model_dump()
     prompts |= {k: moved.get(v, v) for k, v in prompts.items() if isinstance(v, str)}
     roles = {}
@@ -167,9 +173,8 @@ def _with_inputs(recipe: Recipe, folder: Path) -> Recipe:
             shot = shot.model_copy(update={"file": moved.get(shot.file, shot.file)})
         context = role.context.model_copy(update={"few_shot": shot})
         roles[name] = role.model_copy(update={"context": context})
-    return recipe.model_copy(
-        update={"prompts": type(recipe.prompts)(**prompts), "roles": roles, "base": folder}
-    )
+    settled = recipe.model_copy(update={"prompts": type(recipe.prompts)(**prompts), "roles": roles})
+    return settled.moved(read, folder)
 
 
 def anchored(recipe: Recipe) -> Recipe:

@@ -30,7 +30,7 @@ from ..hashing import canonical, content_hash
 from ..policies import catalog
 from ..store.traces import WAS
 from ..store.views import ANSWERS
-from . import plugins
+from . import inputs, plugins
 from .judge import BUILTINS as JUDGES
 from .operator import Operator
 from .operators.curate import Pair, Select, unsettled
@@ -139,7 +139,10 @@ class Recipe(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _expand(cls, data: Any) -> Any:
-        return expand(dict(data)) if isinstance(data, Mapping) and is_raw(data) else data
+        if not isinstance(data, Mapping) or not is_raw(data):
+            return data
+        steps = {key: data[key] for key in ("round", "stages") if key in data}
+        return expand({**data, **inputs.located(steps, Path(data.get("base", "")))})
 
     @field_validator("roles", mode="after")
     @classmethod
@@ -186,11 +189,14 @@ class Recipe(BaseModel):
             mode="json", exclude={"stages", "base"}, by_alias=True
         )
         data["roles"] = {k: v for k, v in data["roles"].items() if k != STUDENT}
-        data["stages"] = [
+        data["stages"] = inputs.written(self._steps(), self.base)
+        return data
+
+    def _steps(self) -> list[dict[str, Any]]:
+        return [
             {"repeat": stage.repeat, "round": [step_data(step) for step in stage.steps]}
             for stage in self.stages
         ]
-        return data
 
     def to_yaml(self) -> str:
         """Return the resolved recipe as YAML; loading it gives the same run."""
@@ -203,6 +209,7 @@ class Recipe(BaseModel):
         for left_out in NOT_IN_ID:
             data.pop(left_out)
         data["loop"]["stop"].pop("budget_usd", None)  # it decides how far, and not what
+        data["stages"] = inputs.hashed(data["stages"], self.base)
         data["student"] = _policy_key(self.student, self.base)
         for name, path in self.prompts.named().items():
             data["prompts"][name] = _file_hash(path, self.base)
@@ -220,6 +227,23 @@ class Recipe(BaseModel):
         """Return every data file that the recipe names."""
         shots = [role.context.few_shot for role in self.roles.values()]
         return [p for p, _ in self.prompts.files()] + [shot.file for shot in shots if shot]
+
+    def step_files(self) -> list[Path]:
+        """Return every file that a step reads: rubrics, templates, votes, labelled pairs."""
+        return inputs.named(self._steps(), self.base)
+
+    def moved(self, targets: Mapping[Path, str], base: Path) -> Recipe:
+        """Return the recipe with other files for its steps, in another folder.
+
+        Args:
+            targets: file -> path from the new folder.
+            base: the new folder; the files are there.
+        """
+        if not targets:
+            return self.model_copy(update={"base": base})
+        stages = inputs.moved(self._steps(), self.base, targets)
+        data = self.resolved() | {"stages": stages, "base": base}
+        return Recipe.model_validate(data)
 
 
 KEYS = (

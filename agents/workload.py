@@ -100,6 +100,8 @@ class Workload:
 
     def _rewrite(self, step: Rewrite) -> Work:
         calls = self._answers(step)
+        if not step.roles():
+            return Work(f"at most {calls} edits", made=calls)
         told = 2 * self._longest  # the earlier answer, and what is to be better
         speech = Speech(calls, calls * (self._mean_asked() + told), calls * step.max_tokens)
         tokens, remote = placed(self._recipe, step.role, speech)

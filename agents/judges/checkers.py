@@ -126,10 +126,12 @@ def run(verify: Mapping[str, Any], text: str) -> dict[str, bool]:
         sandbox.SandboxError: a program could not be run.
     """
     text = unicodedata.normalize("NFC", text)
-    return {
-        name: CHECKERS[name].passes(text, _adapter(name).validate_python(arguments))
-        for name, arguments in verify.items()
-    }
+    return {name: CHECKERS[name].passes(text, wanted) for name, wanted in typed(verify).items()}
+
+
+def typed(verify: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a valid `verify` as the types that its checkers take."""
+    return {name: _adapter(name).validate_python(given) for name, given in verify.items()}
 
 
 @cache

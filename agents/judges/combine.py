@@ -59,7 +59,7 @@ class Combined(SettledJudge):
     def revision(self) -> str:
         """Content hash of the judges inside, the settings and the code version."""
         kind = f"{type(self).__module__}:{type(self).__qualname__}"
-        settings = self.model_dump(mode="json", exclude={"name", "judge", "judges"})
+        settings = self.model_dump(mode="json", exclude={"name", "judge", "judges", "pairs"})
         return content_hash([kind, self.version, settings, [j.revision for j in self.inner]])
 
     @property

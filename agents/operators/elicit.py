@@ -13,6 +13,7 @@ from ...policies.policy import Sampling
 from ...store.facts import read_critiques, read_failures
 from ...types import Completion, Message, Prompt
 from ..answer import Asked, answer
+from ..edited_answer import edited
 from ..operator import Advance, Makes, Operator, Turn
 from ..roles import STUDENT
 from ..template import fill, sound, template
@@ -67,7 +68,8 @@ class Rewrite(Operator):
 
     Survey family: feedback (Eq. 7), revision. A rewrite is a completion with a parent; `pair` with the rule
     `revised_original` prefers it to its parent where the judge does too. It is learned as an answer to the
-    plain prompt: neither the earlier answer nor the critique is seen in training.
+    plain prompt: neither the earlier answer nor the critique is seen in training. With `given: edit` no
+    role is asked: a program makes the smallest edit after which the prompt's checkers pass, where there is one.
     """
 
     name: ClassVar[str] = "rewrite"
@@ -78,8 +80,8 @@ class Rewrite(Operator):
     """Steps whose completions are rewritten."""
     role: str = STUDENT
     """Who rewrites."""
-    given: Literal["critique", "reference", "error", "nothing"] = "critique"
-    """What is told: the critiques of this round, the prompt's reference, what the verifier missed."""
+    given: Literal["critique", "reference", "error", "edit", "nothing"] = "critique"
+    """What is told: the critiques of this round, the prompt's reference, what the verifier missed; or an edit."""
     temperature: float = Field(0.7, ge=0, le=4)
     """0 is greedy."""
     max_tokens: int = Field(256, ge=1)
@@ -88,11 +90,19 @@ class Rewrite(Operator):
     """A template that ships, or a text file with the slots {answer} and {given}."""
 
     def roles(self) -> tuple[str, ...]:
-        """The one role that rewrites."""
-        return (self.role,)
+        """The one role that rewrites; a program's edit needs none."""
+        return () if self.given == "edit" else (self.role,)
 
     def check(self, where: str) -> list[Problem]:
-        """Find a template that does not exist or lacks a slot."""
+        """Find a template that does not exist or lacks a slot, and what a program's edit has no use for."""
+        if self.given == "edit":
+            fields, idle = (
+                type(self).model_fields,
+                ("role", "temperature", "max_tokens", "template"),
+            )
+            told = [name for name in idle if getattr(self, name) != fields[name].default]
+            what = "says nothing to a program's edit"
+            return [Problem(f"{where}.{name}", what, "leave it out") for name in told]
         return template(self.template, ("given",), f"{where}.template").problems
 
     @property
@@ -105,11 +115,19 @@ class Rewrite(Operator):
         planned = self._planned(turn)
         if not turn.done:
             began = time.monotonic()
-            answered = await answer(turn, self.role, turn.slice(planned), self.sampling)
+            chunk = turn.slice(planned)
+            answered = (
+                await edited(turn, chunk)
+                if self.given == "edit"
+                else await answer(turn, self.role, chunk, self.sampling)
+            )
             turn.commit(answered.rows, time.monotonic() - began)
         return turn.advance(turn.chunks(planned))
 
     def _planned(self, turn: Turn) -> list[Asked]:
+        if self.given == "edit":
+            answers = answers_of(turn, self.sources())
+            return [Asked(p, 0, (Message("assistant", c.text),), c.id) for p, c in answers]
         text = sound(template(self.template, ("given",), f"{self.step}.template"))
         found = _READ[self.given](turn.run.store, turn.round) if self.given in _READ else {}
         planned = []
