@@ -163,3 +163,18 @@ def test_smollm2_learns_from_revisions(tmp_path: Path) -> None:
     [found] = read_rows(folder, "SELECT decision, champion_value, challenger_value FROM decision")
     print(passed, found, read_rows(folder, "SELECT count(*) AS pairs FROM pair"))
     assert found["decision"] == "promoted"
+
+
+@pytest.mark.slow
+def test_smollm2_learns_from_its_own_edited_answers(tmp_path: Path) -> None:
+    """The shipped recipe without a teacher: a program edits what failed, and the gate promotes."""
+    text = (ROOT / "examples" / "smallest_edit.yaml").read_text("utf-8")
+    recipe = load_recipe(text, "smallest_edit.yaml", base=tmp_path)
+    folder = run(recipe, place=Place(tmp_path / "runs", catalog.default_cache()))
+    edits = (
+        "SELECT avg(verifier) AS passed, count(*) > 60 AS many FROM answers WHERE step = 'rewrite'"
+    )
+    assert read_rows(folder, edits) == [{"passed": 1.0, "many": True}]
+    [found] = read_rows(folder, "SELECT decision, champion_value, challenger_value FROM decision")
+    print(found, read_rows(folder, "SELECT count(*) AS pairs FROM pair"))
+    assert found["decision"] == "promoted"

@@ -48,6 +48,14 @@ def test_the_readmes_recipe_loads(tmp_path: Path) -> None:
     assert recipe.rounds == yaml.safe_load(text)["loop"]["rounds"]
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda f: f.stem)
+def test_every_example_loads(file: Path) -> None:
+    """A recipe in `examples/` is valid where it lies, and its name is its file's."""
+    assert load_recipe(file.read_text("utf-8"), file.name, base=file.parent).name == (
+        file.stem.replace("_", "-")
+    )
+
+
 def test_the_readmes_commands_exist() -> None:
     """Every `redistill COMMAND` and `make TARGET` of README and CONTRIBUTING is one."""
     commands = set(getattr(typer.main.get_command(app), "commands", {}))
