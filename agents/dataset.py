@@ -1,34 +1,24 @@
-"""From curated rows to the frozen training set: tokens that were sampled, and the right reference.
-
-Stored log-probs serve as reference log-probs where the revision and the exact prompt token ids are the
-reference's own; then iterative DPO needs no reference pass. Every other completion is scored once. A
-sample of the stored ones is scored too, and when the engine disagrees with itself beyond its noise, all
-are scored anew.
-"""
+"""From curated rows to the frozen training set: the tokens that were sampled, under the prompts that are learned."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..errors import BadInput
 from ..hashing import row_id
 from ..policies.revision import Revision
 from ..store.store import Row, now
-from ..trainers.rows import rows_table, write_rows
+from ..trainers.rows import RowsKind, rows_table, write_rows
 from ..trainers.trainer import Job, Trainer
-from ..types import Prompt, TokenIds
+from ..types import Message, Prompt, TokenIds
 from .operator import Turn
-from .roles import STUDENT
-
-_CHECKED_SHARE = 0.01
-_CHECKED_LEAST = 4
-_NOISE = 5e-3
-"""Nats a token by which two passes of one engine over the same tokens may differ."""
+from .reference import Asked, Reference, Spoken, refer
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,64 +39,71 @@ class Item:
 
     prompt_id: str
     chosen: str
-    rejected: str | None
-    weight: float
+    rejected: str | None = None
+    weight: float = 1.0
     selection_id: str | None = None
     pair_id: str | None = None
     margin: float | None = None
     probability: float | None = None
+    wanted: bool | None = None
+    other: str | None = None
+    """completion.id, of another prompt, that an unpaired loss sets it beside."""
+    told: str | None = None
+    """What the prompt says first."""
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Every completion that the row holds."""
+        return tuple(side for side in (self.chosen, self.rejected, self.other) if side)
+
+    @property
+    def asked(self) -> tuple[Asked, ...]:
+        """What the reference is asked about it."""
+        return tuple((self.prompt_id, side) for side in self.sides)
 
 
 @dataclass(frozen=True, slots=True)
-class Spoken:
-    """A completion with what the policy saw when it spoke."""
+class Material:
+    """What the frozen rows of a job are made of."""
 
-    token_ids: TokenIds
-    logprob: float
-    """Raw log-prob of the whole completion, nats."""
-    revision: str
-    saw: TokenIds
-    """Empty where nobody here rendered it."""
-    encoded: bool = False
-    """Whether the ids were made from the text, because a server gave none."""
-
-
-@dataclass(slots=True)
-class Reference:
-    """Reference log-probs by completion, and where each is from."""
-
-    revision: str
-    logprobs: dict[str, float]
-    sources: dict[str, str]
+    items: Sequence[Item]
+    spoken: dict[str, Spoken]
+    prompts: dict[Asked, TokenIds]
+    gold: dict[str, TokenIds]
+    """The reference answer of a prompt, encoded."""
+    reference: Reference | None
 
 
 async def prepare(turn: Turn, trainer: Trainer, sources: Sources) -> dict[str, list[Row]]:
     """Write the job's folder and return the rows that freeze its training set."""
     began = time.monotonic()
+    known = {prompt.id: prompt for prompt in turn.run.round_prompts(turn.round)}
     items = _items(turn, sources.step, trainer.rows)
+    gold = await _gold(turn, items, known) if trainer.gold else {}
+    if trainer.gold and (bare := [item for item in items if item.prompt_id not in gold]):
+        told = f"{len(bare)} of {len(items)} pairs left out: their prompts have no reference answer"
+        turn.run.progress.note(f"round {turn.round}: {told}")
+        items = [item for item in items if item.prompt_id in gold]
     spoken = await _spoken(turn, items)
-    prompts = await _prompt_ids(turn, items, spoken, keep_context=sources.keep_context)
+    prompts = await _prompt_ids(turn, items, spoken, known, keep_context=sources.keep_context)
     start = _revision(turn, sources.start)
     reference = None
-    events: list[Row] = []
-    if trainer.rows == "pairs" and items:
+    if trainer.reference and items:
         named = start if sources.reference == "start" else _revision(turn, sources.reference)
-        reference, events = await _reference(turn, named, items, spoken, prompts)
-    training_run = row_id("training_run", run=turn.run.key, round=turn.round, step=turn.step)
-    rows = [
-        _training_row(turn, training_run, place, item, reference)
-        | {"tokens_from": _tokens_from(item, spoken)}
-        for place, item in enumerate(items)
-    ]
+        asked = [a for item in items for a in item.asked]
+        reference = await refer(turn, named, asked, spoken, prompts)
+    material = Material(items, spoken, prompts, gold, reference)
+    rows = [_training_row(turn, place, item, material) for place, item in enumerate(items)]
+    make = _MADE[trainer.rows]
     dataset = [
-        _dataset_row(row, item, spoken, prompts, reference)
+        {"id": row["id"], "weight": item.weight} | make(item, material)
         for row, item in zip(rows, items, strict=True)
     ]
     _write_job(turn, (sources.trainer, trainer), start, reference, dataset)
     turn.run.progress.note(
         f"round {turn.round}: {len(items)} training rows frozen in {time.monotonic() - began:.1f} s"
     )
-    return {"training_row": rows, "event": events}
+    return {"training_row": rows, "event": list(reference.events) if reference else []}
 
 
 def job_folder(turn: Turn) -> Path:
@@ -114,12 +111,15 @@ def job_folder(turn: Turn) -> Path:
     return turn.run.folder / "jobs" / str(turn.round)
 
 
-def _items(turn: Turn, step: str, kind: str) -> list[Item]:
-    """Read the curated rows in their own order; pairs train supervised as their chosen side."""
+# -- which rows
+
+
+def _items(turn: Turn, step: str, kind: RowsKind) -> list[Item]:
+    """Read the curated rows in their own order."""
     selected = turn.run.store.rows(
         """
-        SELECT prompt_id::VARCHAR AS prompt_id, completion_id::VARCHAR AS chosen, NULL AS rejected, weight,
-               id::VARCHAR AS selection_id
+        SELECT prompt_id::VARCHAR AS prompt_id, completion_id::VARCHAR AS chosen, weight,
+               id::VARCHAR AS selection_id, wanted, told
         FROM selection WHERE round = ? AND step = ? ORDER BY position
         """,
         [turn.round, step],
@@ -134,13 +134,52 @@ def _items(turn: Turn, step: str, kind: str) -> list[Item]:
     )
     if kind == "pairs":
         return [Item(**row) for row in paired]
+    if kind == "labelled":
+        return _labelled([Item(**row) for row in selected], [Item(**row) for row in paired])
+    # Pairs train supervised as their chosen side.
     chosen = {row["chosen"]: row | {"rejected": None} for row in [*selected, *paired]}
     return [Item(**row) for row in chosen.values()]
 
 
+def _labelled(selected: Sequence[Item], paired: Sequence[Item]) -> list[Item]:
+    """Return answers that are wanted or not, each beside an answer to another prompt.
+
+    Raises:
+        BadInput: a select step does not say which answers are wanted.
+    """
+    if any(item.wanted is None for item in selected):
+        hint = 'say `select: {wanted: "verifier = 1"}`, or train on a `pair` step'
+        raise BadInput.at("select.wanted", "says of an answer neither yes nor no", hint)
+    items = [*selected, *_sides(paired)]
+    if len({item.prompt_id for item in items}) < 2:
+        return []  # nothing to tell how far the policy has moved
+    return [replace(item, other=_other(items, place)) for place, item in enumerate(items)]
+
+
+def _sides(pairs: Iterable[Item]) -> list[Item]:
+    """Return both sides of pairs, each once: wanted where it was chosen more often than rejected."""
+    votes: Counter[str] = Counter()
+    first: dict[str, Item] = {}
+    for pair in pairs:
+        for side, vote in ((pair.chosen, 1), (pair.rejected or "", -1)):
+            votes[side] += vote
+            first.setdefault(side, replace(pair, chosen=side, rejected=None))
+    return [replace(first[side], wanted=n > 0) for side, n in votes.items() if n]
+
+
+def _other(items: Sequence[Item], place: int) -> str:
+    """Return the next answer that is to another prompt."""
+    mine = items[place].prompt_id
+    later = (*items[place + 1 :], *items[:place])
+    return next(item.chosen for item in later if item.prompt_id != mine)
+
+
+# -- what was said, and to what
+
+
 async def _spoken(turn: Turn, items: Sequence[Item]) -> dict[str, Spoken]:
     """Return what was said by completion; where no ids were kept, the text is encoded once."""
-    wanted = {side for item in items for side in (item.chosen, item.rejected) if side}
+    wanted = {side for item in items for side in item.sides}
     rows = turn.run.store.rows(
         """
         SELECT c.id::VARCHAR AS id, c.revision, c.finish_reason, t.token_ids, t.logprobs,
@@ -171,21 +210,34 @@ async def _said(turn: Turn, row: Row) -> Spoken:
 
 
 async def _prompt_ids(
-    turn: Turn, items: Sequence[Item], spoken: dict[str, Spoken], *, keep_context: bool
-) -> dict[str, TokenIds]:
+    turn: Turn,
+    items: Sequence[Item],
+    spoken: dict[str, Spoken],
+    known: dict[str, Prompt],
+    *,
+    keep_context: bool,
+) -> dict[Asked, TokenIds]:
     """Render each training prompt once, plain unless the context is kept."""
     student = turn.run.cast.student
-    known: dict[str, Prompt] = {p.id: p for p in turn.run.round_prompts(turn.round)}
-    rendered: dict[str, TokenIds] = {}
+    rendered: dict[tuple[str, str | None], TokenIds] = {}
+    found: dict[Asked, TokenIds] = {}
     for item in items:
-        said = spoken[item.chosen]
-        if item.prompt_id not in rendered:
-            rendered[item.prompt_id] = (
-                said.saw
-                if keep_context and said.saw
-                else await turn.run.cast.call(student.encode, known[item.prompt_id].messages)
-            )
-    return rendered
+        key = item.prompt_id, item.told
+        if key not in rendered:
+            saw = spoken[item.chosen].saw if keep_context and not item.told else ()
+            messages = known[item.prompt_id].messages
+            if item.told:
+                messages = (Message("system", item.told), *messages)
+            rendered[key] = saw or await turn.run.cast.call(student.encode, messages)
+        found |= dict.fromkeys(item.asked, rendered[key])
+    return found
+
+
+async def _gold(turn: Turn, items: Sequence[Item], known: dict[str, Prompt]) -> dict[str, TokenIds]:
+    """Encode the reference answer of each prompt that has one."""
+    spell = turn.run.cast.student.spell
+    texts = {i.prompt_id: known[i.prompt_id].reference or known[i.prompt_id].answer for i in items}
+    return {name: await turn.run.cast.call(spell, text) for name, text in texts.items() if text}
 
 
 def _revision(turn: Turn, name: str) -> Revision:
@@ -201,79 +253,21 @@ def _revision(turn: Turn, name: str) -> Revision:
     return run.cast.revision(named[name])
 
 
-async def _reference(
-    turn: Turn,
-    revision: Revision,
-    items: Sequence[Item],
-    spoken: dict[str, Spoken],
-    prompts: dict[str, TokenIds],
-) -> tuple[Reference, list[Row]]:
-    """Return the reference log-prob of every completion, and an event where stored ones were wrong."""
-    sides = [(i.prompt_id, side) for i in items for side in (i.chosen, i.rejected) if side]
-    asked = {side: prompts[prompt] for prompt, side in sides}
-    stored = {
-        side
-        for side, prompt_ids in asked.items()
-        if spoken[side].revision == revision.id and spoken[side].saw == prompt_ids
-    }
-    count = min(len(stored), max(_CHECKED_LEAST, int(len(stored) * _CHECKED_SHARE)))
-    checked = sorted(stored)[:count]
-    missing = sorted(asked.keys() - stored)
-    measured = await _score(turn, revision, [*checked, *missing], asked, spoken)
-    off = [abs(measured[s] - spoken[s].logprob) / len(spoken[s].token_ids) for s in checked]
-    worst = max(off, default=0.0)
-    events = []
-    if worst > _NOISE:
-        events = [_stale(turn, worst, len(stored))]
-        stored = set()
-        measured = await _score(turn, revision, sorted(asked), asked, spoken)
-    logprobs = measured | {side: spoken[side].logprob for side in stored}
-    sources = {side: "stored" if side in stored else "scored" for side in asked}
-    return Reference(revision.id, logprobs, sources), events
+# -- the frozen rows
 
 
-async def _score(
-    turn: Turn,
-    revision: Revision,
-    sides: Sequence[str],
-    asked: dict[str, TokenIds],
-    spoken: dict[str, Spoken],
-) -> dict[str, float]:
-    if not sides:
-        return {}
-    run = turn.run
-    policy = await run.cast.hold(STUDENT, revision, run.store, turn.round)
-    pairs = [(asked[side], spoken[side].token_ids) for side in sides]
-    scored = await run.cast.call(policy.score, pairs)
-    return {side: float(sum(logprobs)) for side, logprobs in zip(sides, scored, strict=True)}
-
-
-def _stale(turn: Turn, worst: float, rows: int) -> Row:
-    detail = {"worst_nats_a_token": worst, "bound": _NOISE, "rescored": rows}
-    return {
-        "id": row_id("event", kind="reference_rescored", round=turn.round, step=turn.step),
-        "round": turn.round,
-        "step": turn.step,
-        "kind": "reference_rescored",
-        "detail": json.dumps(detail),
-        "created_at": now(),
-    }
-
-
-def _training_row(
-    turn: Turn, training_run: str, place: int, item: Item, reference: Reference | None
-) -> Row:
-    row: dict[str, Any] = {
+def _training_row(turn: Turn, place: int, item: Item, material: Material) -> Row:
+    reference = material.reference
+    row: Row = {
         "id": row_id(
-            "training_row",
-            round=turn.round,
-            step=turn.step,
-            parents=[item.chosen, item.rejected],
+            "training_row", round=turn.round, step=turn.step, parents=[item.chosen, item.rejected]
         ),
         "round": turn.round,
         "step": turn.step,
         "split": "train",
-        "training_run_id": training_run,
+        "training_run_id": row_id(
+            "training_run", run=turn.run.key, round=turn.round, step=turn.step
+        ),
         "position": place,
         "prompt_id": item.prompt_id,
         "completion_id": item.chosen,
@@ -283,41 +277,66 @@ def _training_row(
         "weight": item.weight,
         "margin": item.margin,
         "probability": item.probability,
+        "label": item.wanted,
+        "other_id": item.other,
+        "told": item.told,
+        "tokens_from": _tokens_from(item, material.spoken),
         "created_at": now(),
         "reference_chosen": None,
         "reference_rejected": None,
         "reference_from": None,
     }
-    if reference is not None and item.rejected is not None:
-        row["reference_chosen"] = reference.logprobs[item.chosen]
-        row["reference_rejected"] = reference.logprobs[item.rejected]
-        both = {reference.sources[item.chosen], reference.sources[item.rejected]}
-        row["reference_from"] = "stored" if both == {"stored"} else "scored"
+    if reference is not None:
+        logprobs = [reference.logprobs[a] for a in item.asked]
+        row["reference_chosen"] = logprobs[0]
+        row["reference_rejected"] = logprobs[1] if item.rejected else None
+        row["reference_from"] = reference.source(*item.asked)
     return row
 
 
 def _tokens_from(item: Item, spoken: dict[str, Spoken]) -> str:
-    sides = [side for side in (item.chosen, item.rejected) if side]
-    return "encoded" if any(spoken[side].encoded for side in sides) else "sampled"
+    return "encoded" if any(spoken[side].encoded for side in item.sides) else "sampled"
 
 
-def _dataset_row(
-    row: Row,
-    item: Item,
-    spoken: dict[str, Spoken],
-    prompts: dict[str, TokenIds],
-    reference: Reference | None,
-) -> dict[str, Any]:
-    chosen = list(spoken[item.chosen].token_ids)
-    base = {"id": row["id"], "prompt_ids": list(prompts[item.prompt_id])}
-    if reference is None or item.rejected is None:
-        return base | {"completion_ids": chosen, "weight": item.weight}
-    return base | {
-        "chosen_ids": chosen,
-        "rejected_ids": list(spoken[item.rejected].token_ids),
-        "ref_chosen_logp": row["reference_chosen"],
-        "ref_rejected_logp": row["reference_rejected"],
+def _completion(item: Item, material: Material) -> dict[str, Any]:
+    return {
+        "prompt_ids": list(material.prompts[item.asked[0]]),
+        "completion_ids": list(material.spoken[item.chosen].token_ids),
+        "token_weights": None,
     }
+
+
+def _pair(item: Item, material: Material) -> dict[str, Any]:
+    assert item.rejected is not None
+    gold = material.gold.get(item.prompt_id)
+    refs = [material.reference.logprobs[a] if material.reference else None for a in item.asked]
+    return {
+        "prompt_ids": list(material.prompts[item.asked[0]]),
+        "chosen_ids": list(material.spoken[item.chosen].token_ids),
+        "rejected_ids": list(material.spoken[item.rejected].token_ids),
+        "ref_chosen_logp": refs[0],
+        "ref_rejected_logp": refs[1],
+        "margin": item.margin,
+        "probability": item.probability,
+        "gold_ids": list(gold) if gold else None,
+    }
+
+
+def _answer(item: Item, material: Material) -> dict[str, Any]:
+    assert item.other is not None
+    assert material.reference is not None
+    own, beside = (material.reference.logprobs[a] for a in item.asked)
+    return {
+        "prompt_ids": list(material.prompts[item.asked[0]]),
+        "completion_ids": list(material.spoken[item.chosen].token_ids),
+        "wanted": item.wanted,
+        "ref_logp": own,
+        "other_ids": list(material.spoken[item.other].token_ids),
+        "ref_other_logp": beside,
+    }
+
+
+_MADE = {"completions": _completion, "pairs": _pair, "labelled": _answer}
 
 
 def _write_job(

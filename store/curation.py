@@ -156,6 +156,17 @@ def pairs(store: Store, query: PairQuery) -> list[Pair]:
 
 
 @dataclass(frozen=True, slots=True)
+class Chosen:
+    """An answer that a select step keeps."""
+
+    completion_id: str
+    prompt_id: str
+    weight: float
+    wanted: bool | None
+    told: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """What a select step asks for, in SQL over the `answers` view."""
 
@@ -164,6 +175,14 @@ class Choice:
     weight: str = "1.0"
     limit: int | None = None
     per_prompt: int | None = None
+    wanted: str = "NULL"
+    told: str = "NULL"
+
+    @property
+    def fragments(self) -> tuple[str, ...]:
+        """The user's own SQL, each as one expression."""
+        expressions = (self.where, self.weight, self.wanted, self.told)
+        return (*expressions, f"list(1 ORDER BY {self.order_by}\n)")
 
     def sql(self) -> str:
         """Return the query; the user's own SQL runs only in the jail.
@@ -172,7 +191,7 @@ class Choice:
             duckdb.Error: a fragment is not one expression. Pasted in unread, `1=1) OR (true` would reach
                 around the conditions beside it, and held-out answers would train.
         """
-        for fragment in (self.where, self.weight, f"list(1 ORDER BY {self.order_by}\n)"):
+        for fragment in self.fragments:
             duckdb.SQLExpression(fragment)
         # Equal answers to one prompt count once, before anything is ordered or counted.
         once = "QUALIFY row_number() OVER (PARTITION BY prompt_id, answer ORDER BY slot, id) = 1"
@@ -180,24 +199,23 @@ class Choice:
             f"WITH kept AS (SELECT * FROM answers WHERE round = ? AND list_contains(?, step) "  # noqa: S608
             f"AND split = 'train' AND finish_reason = 'stop' AND ({self.where}\n) {once}) "
             f"SELECT id::VARCHAR AS id, prompt_id::VARCHAR AS prompt_id, "
-            f"({self.weight}\n)::DOUBLE AS weight FROM kept ORDER BY {self.order_by}\n, id"
+            f"({self.weight}\n)::DOUBLE AS weight, ({self.wanted}\n)::BOOLEAN AS wanted, "
+            f"({self.told}\n)::VARCHAR AS told FROM kept ORDER BY {self.order_by}\n, id"
         )
 
-    def cut(self, found: Sequence[tuple[str, str, float]]) -> list[tuple[str, str, float]]:
+    def cut(self, found: Sequence[Chosen]) -> list[Chosen]:
         """Apply `per_prompt`, then `limit`, to rows in their order."""
         seen: dict[str, int] = {}
         kept = []
         for row in found:
-            seen[row[1]] = seen.get(row[1], 0) + 1
-            if self.per_prompt is None or seen[row[1]] <= self.per_prompt:
+            seen[row.prompt_id] = seen.get(row.prompt_id, 0) + 1
+            if self.per_prompt is None or seen[row.prompt_id] <= self.per_prompt:
                 kept.append(row)
         return kept[: self.limit]
 
 
-def choose(
-    run_folder: Path, choice: Choice, round_: int, steps: Sequence[str]
-) -> list[tuple[str, str, float]]:
-    """Return (completion id, prompt id, weight) of the answers that a select step keeps, in order.
+def choose(run_folder: Path, choice: Choice, round_: int, steps: Sequence[str]) -> list[Chosen]:
+    """Return the answers that a select step keeps, in order.
 
     Runs the user's SQL on the published snapshot, in the same jail as `redistill query`.
 
@@ -206,16 +224,19 @@ def choose(
     """
     connection = jail(snapshot(run_folder))
     try:
-        found = connection.execute(choice.sql(), [round_, list(steps)]).fetchall()
+        found = [
+            Chosen(*row)
+            for row in connection.execute(choice.sql(), [round_, list(steps)]).fetchall()
+        ]
     except duckdb.Error as error:
         raise BadInput.at("select", explain(error)) from error
     finally:
         connection.close()
-    for identifier, _, weight in found:
-        if weight is None or not math.isfinite(weight) or weight < 0:
+    for row in found:
+        if row.weight is None or not math.isfinite(row.weight) or row.weight < 0:
             raise BadInput.at(
                 "select",
-                f"the weight of answer {identifier[:8]} is {weight}",
+                f"the weight of answer {row.completion_id[:8]} is {row.weight}",
                 "0 or more is wanted",
             )
     return choice.cut(found)
@@ -243,9 +264,8 @@ def check_choice(choice: Choice, judges: Sequence[str]) -> str:
 
 def _looks_elsewhere(connection: duckdb.DuckDBPyConnection, choice: Choice) -> bool:
     """Whether a fragment holds a query of its own, and so could see rows of other splits."""
-    fragments = (choice.where, choice.weight, f"1 ORDER BY {choice.order_by}")
     parsed = [
         connection.execute("SELECT json_serialize_sql(?)", [f"SELECT {f}"]).fetchone()
-        for f in fragments
+        for f in choice.fragments
     ]
     return any(tree is None or '"class":"SUBQUERY"' in str(tree[0]) for tree in parsed)

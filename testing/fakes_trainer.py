@@ -41,6 +41,11 @@ class FakeTrainer(Trainer):
         """What the rows must be."""
         return self.rows_kind
 
+    @property
+    def reference(self) -> bool:  # type: ignore[override]  # as the rows that it pretends to train on
+        """Whether rows need log-probs of the reference policy."""
+        return self.rows_kind != "completions"
+
     def fit(self, job: Job, emit: Emit) -> FitResult:
         """Publish a folder with more skill."""
         rows = read_rows(job.rows, self.rows, job.dataset_hash).num_rows

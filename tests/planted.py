@@ -111,13 +111,13 @@ class NanSFT(SFT):
 
     def fit(self, job: Job, emit: Emit) -> FitResult:
         """Poison the loss of this process, and train."""
-        from redistill.trainers import losses
+        from redistill.trainers import answers
 
-        whole = losses.AnswerSFT.compute_loss
+        whole = answers.AnswerSFT.compute_loss
 
         def poisoned(trainer: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             loss = whole(trainer, model, inputs, *args, **kwargs)
             return loss * float("nan") if trainer.state.global_step >= 1 else loss
 
-        losses.AnswerSFT.compute_loss = poisoned  # type: ignore[method-assign,assignment]
+        answers.AnswerSFT.compute_loss = poisoned  # type: ignore[method-assign,assignment]
         return super().fit(job, emit)

@@ -244,7 +244,7 @@ def _chosen(store: Store, **choice: Any) -> list[str]:
     store.publish(force=True)
     words = {identifier(w): w for w in "abcdefghijklmnopqrstuvwxyz"}
     kept = choose(store.folder, Choice(**choice), 1, ["sample"])
-    return [words[row[0]] for row in kept]
+    return [words[row.completion_id] for row in kept]
 
 
 @pytest.fixture
@@ -301,10 +301,21 @@ def test_weights_come_from_sql(six: Store) -> None:
     """A weight is any number of the row; none, a negative one or no number is refused with the answer."""
     six.publish(force=True)
     kept = choose(six.folder, Choice(where="verifier = 1", weight="1.0 / tokens"), 1, ["sample"])
-    assert {row[2] for row in kept} == {0.25, 0.5, 1.0}
+    assert {row.weight for row in kept} == {0.25, 0.5, 1.0}
     for weight in ("verifier", "tokens - 3", "1 / 0", "'x'", "sqrt(-tokens)"):
         with pytest.raises(BadInput, match=r"^select: "):
             choose(six.folder, Choice(weight=weight), 1, ["sample"])
+
+
+def test_what_is_wanted_and_told_comes_from_sql(six: Store) -> None:
+    """Both are expressions over the row, and absent where they are not asked for."""
+    six.publish(force=True)
+    plain = choose(six.folder, Choice(), 1, ["sample"])
+    assert {(row.wanted, row.told) for row in plain} == {(None, None)}
+    asked = Choice(wanted="verifier = 1", told="CASE WHEN verifier = 1 THEN 'good' ELSE 'bad' END")
+    found = {(row.wanted, row.told) for row in choose(six.folder, asked, 1, ["sample"])}
+    assert found == {(True, "good"), (False, "bad"), (None, "bad")}
+    assert check_choice(Choice(told="(SELECT max(prompt) FROM answers)"), ["verifier"])
 
 
 REACH_AROUND: list[dict[str, Any]] = [

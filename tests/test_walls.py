@@ -43,6 +43,9 @@ MAY_IMPORT_TORCH = {
     "trainers.preference",
     "trainers.tuning",
     "trainers.losses",
+    "trainers.sharing",
+    "trainers.answers",
+    "trainers.guarded",
     "testing.tiny",
 }
 """Imported only where a model is loaded or trained; `test_torch_is_imported_lazily` keeps it so."""

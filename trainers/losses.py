@@ -1,137 +1,138 @@
-"""TRL's trainers, fed with the tokens that were really sampled, and stopped before a bad step."""
+"""Losses of preference pairs and of labelled answers, as formulas of log-probs.
+
+One value a row comes out, before its weight. Log-probs are natural and summed over an answer's tokens; every tensor
+has shape (B,). `tests/test_losses.py` checks each formula against one that is written out in float64.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib import import_module
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
 
 import torch
-import transformers
-from trl.trainer.dpo_config import DPOConfig
-from trl.trainer.dpo_trainer import DPOTrainer
-from trl.trainer.sft_config import SFTConfig
-from trl.trainer.sft_trainer import SFTTrainer
+from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-from .trainer import Trainer
+_NEARLY_SURE = -1e-6
+"""Mean log-prob above which an answer's odds would be infinite."""
 
 
-class NonFiniteError(Exception):
-    """A loss or a gradient is no finite number; the optimiser has not stepped on it."""
+@dataclass(frozen=True, slots=True)
+class PairLogps:
+    """What is known of a batch of preference pairs."""
 
-    def __init__(self, step: int, what: str, value: float) -> None:
-        super().__init__(f"{what} is {value} in step {step}")
+    chosen: Tensor
+    rejected: Tensor
+    chosen_tokens: Tensor
+    rejected_tokens: Tensor
+    ref_chosen: Tensor
+    """Of the reference; NaN where a loss needs none."""
+    ref_rejected: Tensor
+    probability: Tensor
+    """That chosen is the better one: 1 for a hard label."""
+    margin: Tensor
+    """By how much it is better, in the judge's values."""
+    gold: Tensor | None = None
+    """Of an answer that is right whatever the pair says."""
+    gold_tokens: Tensor | None = None
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """How much the policy has moved from the reference in favour of chosen, nats."""
+        return (self.chosen - self.ref_chosen) - (self.rejected - self.ref_rejected)
+
+    def turned(self) -> PairLogps:
+        """Return the same pairs with the sides, and all that is said of them, exchanged."""
+        return replace(
+            self,
+            chosen=self.rejected,
+            rejected=self.chosen,
+            chosen_tokens=self.rejected_tokens,
+            rejected_tokens=self.chosen_tokens,
+            ref_chosen=self.ref_rejected,
+            ref_rejected=self.ref_chosen,
+            probability=1 - self.probability,
+            margin=-self.margin,
+        )
 
 
-@contextmanager
-def answers_only() -> Iterator[None]:
-    """Let TRL's fused head score only the positions that bear loss, on a CPU as on a GPU.
+def preference(logit: Tensor, probability: Tensor) -> Tensor:
+    """Return the cross-entropy of a preference whose log-odds are `logit` with a label that may be soft."""
+    return -probability * logsigmoid(logit) - (1 - probability) * logsigmoid(-logit)
 
-    Off the GPU it multiplies every prompt position with the whole vocabulary and masks the product,
-    which was a third of a step for short answers to 60-token prompts. The result is the same.
+
+def mean_nll(logp: Tensor, tokens: Tensor) -> Tensor:
+    """Return the negative log-likelihood of an answer's token, on average."""
+    return -logp / tokens
+
+
+def dpo(pairs: PairLogps, beta: float, offset: float) -> Tensor:
+    """Return DPO's loss; Rafailov et al. 2023 (arXiv:2305.18290), equation 7.
+
+    A soft label weighs both directions (conservative DPO); an offset asks for a log-ratio that is larger the
+    larger the margin is (ODPO, Amini et al. 2024, arXiv:2402.10571).
     """
-    fused: Any = import_module("trl.trainer.utils")
-    kept = fused._use_triton
-    fused._use_triton = lambda device: True  # noqa: ARG005 - only chooses which rows are scored
-    try:
-        yield
-    finally:
-        fused._use_triton = kept
+    return preference(beta * pairs.log_ratio - offset * pairs.margin, pairs.probability)
 
 
-class Guarded(transformers.Trainer):
-    """Stops before the optimiser takes a step on a non-finite loss or gradient.
+def orpo(pairs: PairLogps, beta: float) -> Tensor:
+    """Return ORPO's loss, the chosen answer's mean NLL and the odds ratio's preference.
 
-    transformers itself logs a NaN loss as 0.0 and goes on.
+    Hong et al. 2024 (arXiv:2403.07691), equations 6 and 7. The probability of an answer is the geometric mean of
+    its tokens'.
     """
-
-    config: ClassVar[type[Any]]
-    report: Callable[[int, dict[str, float]], None]
-    """Takes a step's number, from 1, and its measured values."""
-
-    @classmethod
-    def settings(cls, trainer: Trainer) -> dict[str, Any]:
-        """Return the config fields that are this loss's own."""
-        raise NotImplementedError
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Run one micro-batch forward and backward, and refuse a loss that is no number."""
-        with answers_only():
-            loss = super().training_step(*args, **kwargs)
-        self._must_be_finite("loss", float(loss))
-        return loss
-
-    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        norm = super()._get_grad_norm(*args, **kwargs)  # type: ignore[no-untyped-call]
-        self._must_be_finite("gradient norm", float(norm))
-        return norm
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Hand each step's values on."""
-        super().log(logs, start_time)
-        if "loss" in logs:
-            self.report(self.state.global_step, dict(logs))
-
-    def _must_be_finite(self, what: str, value: float) -> None:
-        if not math.isfinite(value):
-            raise NonFiniteError(self.state.global_step + 1, what, value)
+    ratio = _log_odds(pairs.chosen, pairs.chosen_tokens) - _log_odds(
+        pairs.rejected, pairs.rejected_tokens
+    )
+    nll = mean_nll(pairs.chosen, pairs.chosen_tokens)
+    return nll + beta * preference(ratio, pairs.probability)
 
 
-class AnswerSFT(Guarded, SFTTrainer):
-    """SFT on `input_ids` and `labels` as given, each row with its `weight`."""
-
-    config = SFTConfig
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        padded = self.data_collator
-
-        def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-            weights = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
-            return {**padded(rows), "weights": weights}
-
-        self.data_collator = collate
-
-    @classmethod
-    def settings(cls, trainer: Trainer) -> dict[str, Any]:  # noqa: ARG003 - the same for each
-        """Take the rows as they are: no tokenising, no end token added."""
-        return {"dataset_kwargs": {"skip_prepare_dataset": True}}
-
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """Count the answer tokens of a whole optimiser step, each as much as its row weighs."""
-        counts = [
-            (batch["labels"][:, 1:].ne(-100).sum(1) * batch["weights"]).sum()
-            for batch in batch_samples
-        ]
-        return torch.stack(counts).sum().to(device)
-
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Weigh each row's log-probs, and leave the rest to TRL."""
-        weights = inputs.pop("weights")
-
-        def weighted(**fields: Any) -> Any:
-            outputs = model(**fields)
-            outputs.log_probs = outputs.log_probs * weights[:, None]
-            return outputs
-
-        head = model if bool((weights == 1).all()) else weighted
-        return super().compute_loss(head, inputs, *args, **kwargs)  # type: ignore[no-untyped-call]
+def _log_odds(logp: Tensor, tokens: Tensor) -> Tensor:
+    mean = (logp / tokens).clamp(max=_NEARLY_SURE)
+    return mean - torch.log(-torch.expm1(mean))
 
 
-class AnswerDPO(Guarded, DPOTrainer):
-    """DPO on token ids and reference log-probs as given; stock TRL tokenises and scores them anew."""
+def simpo(pairs: PairLogps, beta: float, gamma: float) -> Tensor:
+    """Return SimPO's loss, which needs no reference; Meng et al. 2024 (arXiv:2405.14734), equation 6."""
+    ratio = pairs.chosen / pairs.chosen_tokens - pairs.rejected / pairs.rejected_tokens
+    return preference(beta * ratio - gamma, pairs.probability)
 
-    config = DPOConfig
 
-    @classmethod
-    def settings(cls, trainer: Trainer) -> dict[str, Any]:
-        """Take the reference log-probs from the rows, so that no reference model is loaded."""
-        return {"beta": getattr(trainer, "beta"), "precompute_ref_log_probs": True}  # noqa: B009
+def tpo(pairs: PairLogps, beta: float, alpha: float) -> Tensor:
+    """Return TPO's loss: a preference without reference, and the gold answer's mean NLL.
 
-    def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:  # noqa: ARG002 - TRL's signature
-        return dataset
+    Saeidi et al. 2024 (arXiv:2405.16681), equation 7.
+    """
+    assert pairs.gold is not None
+    assert pairs.gold_tokens is not None
+    liked = preference(beta * (pairs.chosen - pairs.rejected), pairs.probability)
+    return liked + alpha * mean_nll(pairs.gold, pairs.gold_tokens)
 
-    def _precompute_ref_logps(self, dataset: Any, *args: Any) -> Any:  # noqa: ARG002
-        return dataset
+
+@dataclass(frozen=True, slots=True)
+class LabelledLogps:
+    """What is known of a batch of answers of which each is wanted or not."""
+
+    logp: Tensor
+    ref: Tensor
+    wanted: Tensor
+    """Whether an answer is wanted."""
+    shift: Tensor
+    """How far the policy has moved from the reference on answers to other prompts, at least 0; a scalar."""
+
+
+def kto(answers: LabelledLogps, beta: float) -> Tensor:
+    """Return KTO's loss, before the weights of wanted and unwanted answers.
+
+    Ethayarajh et al. 2024 (arXiv:2402.01306), equation 8: 1 - sigmoid of the gain over the shift, or of the loss.
+    """
+    gain = answers.logp - answers.ref - answers.shift
+    return 1 - torch.sigmoid(beta * torch.where(answers.wanted, gain, -gain))
+
+
+def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor, probability: Tensor) -> Tensor:
+    """Return the loss of a reward model on pairs of rewards.
+
+    Bradley and Terry 1952; a margin is taken off as in Touvron et al. 2023 (arXiv:2307.09288), equation 2.
+    """
+    return preference(chosen - rejected - margin, probability)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +14,10 @@ import pyarrow.parquet as pq
 from ..errors import BadInput
 from ..hashing import content_hash
 
-RowsKind = Literal["completions", "pairs"]
+RowsKind = Literal["completions", "pairs", "labelled"]
 
 _IDS = pa.list_(pa.int32())
+_FLOATS = pa.list_(pa.float32())
 ROWS: Mapping[RowsKind, pa.Schema] = {
     "completions": pa.schema(
         [
@@ -23,6 +25,7 @@ ROWS: Mapping[RowsKind, pa.Schema] = {
             ("prompt_ids", _IDS),
             ("completion_ids", _IDS),
             ("weight", pa.float64()),
+            ("token_weights", _FLOATS),
         ]
     ),
     "pairs": pa.schema(
@@ -33,11 +36,31 @@ ROWS: Mapping[RowsKind, pa.Schema] = {
             ("rejected_ids", _IDS),
             ("ref_chosen_logp", pa.float64()),
             ("ref_rejected_logp", pa.float64()),
+            ("weight", pa.float64()),
+            ("margin", pa.float64()),
+            ("probability", pa.float64()),
+            ("gold_ids", _IDS),
+        ]
+    ),
+    "labelled": pa.schema(
+        [
+            ("id", pa.string()),
+            ("prompt_ids", _IDS),
+            ("completion_ids", _IDS),
+            ("wanted", pa.bool_()),
+            ("weight", pa.float64()),
+            ("ref_logp", pa.float64()),
+            ("other_ids", _IDS),
+            ("ref_other_logp", pa.float64()),
         ]
     ),
 }
 """Columns of `rows.parquet`. Token ids are those that were sampled, the end token included; reference
-log-probs are sums over the completion's tokens, in nats, at T = 1."""
+log-probs are sums over the completion's tokens, in nats, at T = 1. `other_ids` answer another prompt."""
+MAY_BE_MISSING = frozenset(
+    ("ref_chosen_logp", "ref_rejected_logp", "probability", "gold_ids", "token_weights")
+)
+"""Columns that only some trainers need."""
 
 
 def dataset_hash(table: pa.Table) -> str:
@@ -63,23 +86,57 @@ def read_rows(file: Path, kind: RowsKind, expected: str) -> pa.Table:
         )
     if dataset_hash(table) != expected:
         raise BadInput.at(str(file), f"the rows are not those of {expected}")
-    if any(column.null_count for column in table.columns):
-        raise BadInput.at(str(file), "a value is missing")
+    for name in schema.names:
+        if table.column(name).null_count and name not in MAY_BE_MISSING:
+            raise BadInput.at(str(file), f"a value is missing in {name}")
     for name in (name for name in schema.names if name.endswith("_ids")):
-        if any(not ids for ids in table.column(name).to_pylist()):
+        if any(ids is not None and not ids for ids in table.column(name).to_pylist()):
             raise BadInput.at(str(file), f"a row has no tokens in {name}")
     return table.select(schema.names).cast(schema)
 
 
-def training_order(rows: int, steps: int, batch_size: int, seed: int) -> list[int]:
-    """Return the row that each place of each batch takes: shuffled epochs, end to end."""
+def counted(rows: list[dict[str, Any]], file: Path) -> list[dict[str, Any]]:
+    """Return the rows of a weight above 0; those of weight 0 are as good as absent.
+
+    Raises:
+        BadInput: a weight is negative.
+    """
+    if bad := [row["id"] for row in rows if row["weight"] < 0]:
+        raise BadInput.at(str(file), f"the weight of row {bad[0]} is negative")
+    return [row for row in rows if row["weight"] > 0]
+
+
+def training_order(
+    rows: int, steps: int, batch_size: int, seed: int, kinds: Sequence[object] = ()
+) -> list[int]:
+    """Return the row that each place of each batch takes: shuffled epochs, end to end.
+
+    Args:
+        rows: how many there are.
+        steps: optimiser steps.
+        batch_size: rows of a step.
+        seed: of the shuffles.
+        kinds: of each row; rows of each kind are then spread evenly over an epoch, so that a batch has both.
+    """
     order: list[int] = []
-    shuffle = random.Random(seed).shuffle  # noqa: S311 - reproducible, not secret
+    draw = random.Random(seed)  # noqa: S311 - reproducible, not secret
     while len(order) < steps * batch_size:
         epoch = list(range(rows))
-        shuffle(epoch)
-        order += epoch
+        draw.shuffle(epoch)
+        order += _spread(epoch, kinds) if kinds else epoch
     return order[: steps * batch_size]
+
+
+def _spread(epoch: Sequence[int], kinds: Sequence[object]) -> list[int]:
+    """Interleave the rows of each kind in proportion, keeping their order within the kind."""
+    total = Counter(kinds)
+    seen: Counter[object] = Counter()
+    place: dict[int, float] = {}
+    for row in epoch:
+        kind = kinds[row]
+        place[row] = (seen[kind] + 0.5) / total[kind]
+        seen[kind] += 1
+    return sorted(epoch, key=place.__getitem__)
 
 
 def rows_table(kind: RowsKind, rows: list[dict[str, Any]]) -> pa.Table:

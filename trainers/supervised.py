@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..errors import BadInput, Problem
-from .rows import RowsKind, read_rows
+from .rows import RowsKind, counted, read_rows
 from .trainer import Emit, FitResult, Job, Trainer, unknown_options
 
 
@@ -36,21 +36,25 @@ class SFT(Trainer):
 
     def fit(self, job: Job, emit: Emit) -> FitResult:
         """Train on rows of positive weight and publish the new revision."""
-        from .losses import AnswerSFT
+        from .answers import AnswerSFT
         from .tuning import tune
 
-        rows = read_rows(job.rows, self.rows, job.dataset_hash).to_pylist()
-        if bad := [row["id"] for row in rows if row["weight"] < 0]:
-            raise BadInput.at(str(job.rows), f"the weight of row {bad[0]} is negative")
-        counted = [row for row in rows if row["weight"] > 0]
-        if self.options.get("loss_type", "nll") != "nll" and any(r["weight"] != 1 for r in counted):
+        rows = counted(read_rows(job.rows, self.rows, job.dataset_hash).to_pylist(), job.rows)
+        plain = all(row["weight"] == 1 and not row["token_weights"] for row in rows)
+        if self.options.get("loss_type", "nll") != "nll" and not plain:
             raise BadInput.at("options.loss_type", "only nll takes rows with weights")
         examples = [
             {
                 "input_ids": row["prompt_ids"] + row["completion_ids"],
                 "labels": [-100] * len(row["prompt_ids"]) + row["completion_ids"],
-                "weight": row["weight"],
+                "weights": _weights(row),
             }
-            for row in counted
+            for row in rows
         ]
         return tune(self, job, AnswerSFT, examples, emit)
+
+
+def _weights(row: dict[str, Any]) -> list[float]:
+    """Return the weight of each token's loss: the row's, times the token's own."""
+    own = row["token_weights"] or [1.0] * len(row["completion_ids"])
+    return [0.0] * len(row["prompt_ids"]) + [row["weight"] * weight for weight in own]

@@ -34,6 +34,9 @@ Status = Literal[
     "start_mismatch",
     "nonfinite",
     "no_change",
+    "no_signal",
+    "spiked",
+    "collapsed",
     "out_of_memory",
     "no_space",
     "failed",
@@ -44,6 +47,10 @@ Emit = Callable[[dict[str, Any]], None]
 BUILTINS = {
     "sft": "redistill.trainers.supervised:SFT",
     "dpo": "redistill.trainers.preference:DPO",
+    "kto": "redistill.trainers.preference:KTO",
+    "orpo": "redistill.trainers.preference:ORPO",
+    "simpo": "redistill.trainers.preference:SimPO",
+    "tpo": "redistill.trainers.preference:TPO",
 }
 
 _OURS = {
@@ -82,6 +89,10 @@ class Trainer(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: ClassVar[str]
     rows: ClassVar[RowsKind]
+    reference: ClassVar[bool] = False
+    """Whether rows need log-probs of the reference policy."""
+    gold: ClassVar[bool] = False
+    """Whether rows need the answer that the prompt's own `reference` or `answer` gives."""
 
     learning_rate: float = Field(2e-5, ge=0, allow_inf_nan=False)
     """Peak of the schedule."""

@@ -16,9 +16,10 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PrinterCallback
 
 from ..policies.revision import canary_sequences, fingerprint_model, publish, record_canary
-from .losses import Guarded, NonFiniteError
+from .guarded import Guarded
 from .rows import training_order
 from .trainer import Emit, FitResult, Job, Status, Trainer
+from .watch import Stopped, Watch
 
 _CARRIED: tuple[str, ...] = (
     *("tokenizer*", "chat_template*", "special_tokens_map*", "added_tokens*", "vocab*"),
@@ -36,6 +37,7 @@ def tune(
     method: type[Guarded],
     examples: Sequence[dict[str, Any]],
     emit: Emit,
+    kinds: Sequence[object] = (),
 ) -> FitResult:
     """Train on the examples, with smaller micro-batches whenever memory runs out.
 
@@ -47,6 +49,7 @@ def tune(
         method: the guarded TRL trainer.
         examples: rows as `method` takes them.
         emit: takes an event for each step.
+        kinds: of each example, where every micro-batch wants some of each.
     """
     if not examples:
         return FitResult(status="no_rows", message="the training set is empty")
@@ -56,7 +59,7 @@ def tune(
     asked = micro = min(trainer.micro_batch, trainer.batch_size)
     while micro:
         try:
-            fitted = _Attempt(trainer, job, method, emit).run(examples, micro)
+            fitted = _Attempt(trainer, job, method, emit).run(examples, micro, kinds)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -76,10 +79,15 @@ class _Attempt:
 
     def __init__(self, trainer: Trainer, job: Job, method: type[Guarded], emit: Emit) -> None:
         self.trainer, self.job, self.method, self.emit = trainer, job, method, emit
+        # With another reference than the start, answers may have been rarer than under it from the first step on.
+        from_start = job.reference_revision == job.start_revision
+        self.watch = Watch(float(getattr(trainer, "floor", 0)) if from_start else 0.0)
         self.steps = 0
         self.metrics: list[dict[str, Any]] = []
 
-    def run(self, examples: Sequence[dict[str, Any]], micro: int) -> FitResult:
+    def run(
+        self, examples: Sequence[dict[str, Any]], micro: int, kinds: Sequence[object]
+    ) -> FitResult:
         model = _load(self.job.start_folder)
         start = fingerprint_model(model)
         if start != self.job.start_revision:
@@ -89,10 +97,12 @@ class _Attempt:
             )
         if name := _nonfinite_tensor(model):
             return self._failed("nonfinite", f"{name} was not finite before training")
+        steps = self.trainer.plan(len(examples))
+        order = training_order(len(examples), steps, self.trainer.batch_size, self.job.seed, kinds)
         try:
-            self._train(model, examples, micro)
-        except NonFiniteError as error:
-            return self._failed("nonfinite", str(error))
+            self._train(model, Dataset.from_list(list(examples)).select(order), micro, steps)
+        except Stopped as stop:
+            return self._failed(stop.status, str(stop))
         if name := _nonfinite_tensor(model):
             return self._failed("nonfinite", f"{name} is not finite after training")
         trained = fingerprint_model(model)
@@ -102,24 +112,23 @@ class _Attempt:
         del model
         return self._publish(trained, rows=len(examples))
 
-    def _train(
-        self, model: PreTrainedModel, examples: Sequence[dict[str, Any]], micro: int
-    ) -> None:
-        steps = self.trainer.plan(len(examples))
-        order = training_order(len(examples), steps, self.trainer.batch_size, self.job.seed)
+    def _train(self, model: PreTrainedModel, rows: Dataset, micro: int, steps: int) -> None:
         config, generation = copy.deepcopy((model.config, model.generation_config))
         with tempfile.TemporaryDirectory() as scratch:
             driver = self.method(
                 model=model,
                 args=self.method.config(
-                    **settings(self.trainer, self.job, self.method, micro, steps),
+                    **settings(self.trainer, self.job.seed, self.method, micro, steps),
                     output_dir=scratch,
                 ),
-                train_dataset=Dataset.from_list(list(examples)).select(order),
+                train_dataset=rows,
                 processing_class=AutoTokenizer.from_pretrained(self.job.start_folder),
             )
             driver.remove_callback(PrinterCallback)
+            driver.trainer = self.trainer
+            driver.watch = self.watch
             driver.report = self._report(steps)
+            self.emit({"event": "begin", "steps": steps})
             driver.train()
         # TRL writes its pad token into both, and binds `forward` to its own head.
         model.config, model.generation_config = config, generation
@@ -162,6 +171,7 @@ class _Attempt:
         )
         return FitResult(
             status="trained",
+            message=_skipped(self.watch.spikes),
             revision=revision.id,
             steps=self.steps,
             rows=rows,
@@ -173,8 +183,15 @@ class _Attempt:
         return FitResult(status=status, message=message, steps=self.steps, metrics=self.metrics)
 
 
+def _skipped(steps: Sequence[int]) -> str:
+    if not steps:
+        return ""
+    named = ", ".join(map(str, steps))
+    return f"not taken, because its gradient was far from all before it: step {named}"
+
+
 def settings(
-    trainer: Trainer, job: Job, method: type[Guarded], micro: int, steps: int
+    trainer: Trainer, seed: int, method: type[Guarded], micro: int, steps: int
 ) -> dict[str, Any]:
     """Return the TRL config of one attempt, all but its folder."""
     on_gpu = torch.cuda.is_available()
@@ -198,7 +215,7 @@ def settings(
         "weight_decay": trainer.weight_decay,
         "adam_beta1": trainer.adam_betas[0],
         "adam_beta2": trainer.adam_betas[1],
-        "seed": job.seed,
+        "seed": seed,
         "train_sampling_strategy": "sequential",
         "max_length": None,
         "remove_unused_columns": False,

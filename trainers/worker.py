@@ -1,7 +1,7 @@
 """The process that trains: it keeps imports warm, never a model, and dies with its parent.
 
 `python -m redistill.trainers.worker` reads one JSON object a line: `{"warm": "trl"}` imports a module,
-`{"job": folder, "run": folder}` runs a job. It answers with JSON events, one a line: `ready`, `step`,
+`{"job": folder, "run": folder}` runs a job. It answers with JSON events, one a line: `ready`, `begin`, `step`,
 `micro_batch`, `done`. Whatever else would be printed goes to the log.
 """
 

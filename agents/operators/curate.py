@@ -12,7 +12,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from ...errors import Problem
 from ...hashing import row_id
 from ...store.bias import Bias, Effect, estimate_bias
-from ...store.curation import Choice, Labels, PairQuery, Rule, check_choice, choose, pairs
+from ...store.curation import Choice, Chosen, Labels, PairQuery, Rule, check_choice, choose, pairs
 from ...store.duels import NOTHING
 from ...store.store import Row, now
 from ...types import Pair as PairOf
@@ -44,11 +44,29 @@ class Select(Operator):
     """Most answers of one prompt kept, in the same order."""
     weight: str = "1.0"
     """SQL number: weight of the answer's loss."""
+    wanted: str = ""
+    """SQL condition: whether the answer is one to learn or one to unlearn, for `kto`."""
+    told: str = ""
+    """SQL text that the prompt begins with in training, as a system turn: what kind of answer follows."""
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, told: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Recipes that are older than the two keys have the key that they had.
+        data: dict[str, Any] = told(self)
+        return {k: v for k, v in data.items() if k not in ("wanted", "told") or v}
 
     @property
     def choice(self) -> Choice:
         """The query."""
-        return Choice(self.where, self.order_by, self.weight, self.limit, self.per_prompt)
+        return Choice(
+            where=self.where,
+            order_by=self.order_by,
+            weight=self.weight,
+            limit=self.limit,
+            per_prompt=self.per_prompt,
+            wanted=self.wanted or "NULL",
+            told=self.told or "NULL",
+        )
 
     def check_sql(self, where: str, judges: Sequence[str]) -> list[Problem]:
         """Try the SQL on an empty store that has the recipe's judges."""
@@ -61,20 +79,23 @@ class Select(Operator):
             began = time.monotonic()
             turn.run.store.publish(force=True)
             kept = choose(turn.run.folder, self.choice, turn.round, self.sources())
-            rows = [self._row(turn, place, *found) for place, found in enumerate(kept)]
+            rows = [self._row(turn, place, found) for place, found in enumerate(kept)]
             turn.commit({"selection": rows}, time.monotonic() - began)
         return turn.advance(1)
 
-    def _row(self, turn: Turn, place: int, completion: str, prompt: str, weight: float) -> Row:
+    def _row(self, turn: Turn, place: int, chosen: Chosen) -> Row:
+        parents = [chosen.completion_id]
         return {
-            "id": row_id("selection", round=turn.round, step=turn.step, parents=[completion]),
+            "id": row_id("selection", round=turn.round, step=turn.step, parents=parents),
             "round": turn.round,
             "step": turn.step,
             "split": "train",
-            "prompt_id": prompt,
-            "completion_id": completion,
+            "prompt_id": chosen.prompt_id,
+            "completion_id": chosen.completion_id,
             "position": place,
-            "weight": weight,
+            "weight": chosen.weight,
+            "wanted": chosen.wanted,
+            "told": chosen.told,
             "created_at": now(),
         }
 
