@@ -359,6 +359,7 @@ def _write_job(
         revisions_root=turn.run.folder / "revisions",
         seed=turn.run.seed % 2**32,
         threads=turn.run.threads,
+        processes=turn.run.processes,
         rows=rows,
         dataset_hash=digest,
     ).write(folder, turn.run.folder)

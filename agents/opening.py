@@ -279,6 +279,7 @@ def run_context(
         cast=cast,
         worker=worker,
         progress=progress,
+        processes=recipe.execution.processes,
         budget_usd=recipe.loop.stop.budget_usd,
         anchors=recipe.execution.anchors,
     )

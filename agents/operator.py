@@ -69,6 +69,8 @@ class RunContext:
     cast: Cast
     worker: Worker
     progress: Progress
+    processes: int = 1
+    """Processes of a training job."""
     budget_usd: float | None = None
     """Dollars that calls may cost."""
     anchors: int = 0

@@ -91,15 +91,17 @@ class Execution(BaseModel):
 
     threads: int | None = Field(None, ge=1)
     """Threads of sampler and trainer; all cores where it is left out."""
+    processes: int = Field(1, ge=1)
+    """Processes that share each optimiser step; on GPUs one for each."""
     anchors: int = Field(20, ge=0, le=40)
     """Frozen pairs of its exam about which a judge that is a model is asked again each round; with 0 it
     does not meet the attacks again either."""
 
     @model_serializer(mode="wrap")
-    def _without_usual_anchors(self, told: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        usual = type(self).model_fields["anchors"].default
+    def _without_the_usual(self, told: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        usual = {k: type(self).model_fields[k].default for k in ("anchors", "processes")}
         data: dict[str, Any] = told(self)
-        return {k: v for k, v in data.items() if k != "anchors" or v != usual}
+        return {k: v for k, v in data.items() if k not in usual or v != usual[k]}
 
 
 class Recipe(BaseModel):
@@ -384,6 +386,10 @@ def _check_step(
         problems += _check_pair(stage, step, where)
     if isinstance(step, Train):
         source = next(s for s in stage.steps if s.step == step.sources()[0])
+        each = step.load_trainer().batch_size
+        if each % recipe.execution.processes:
+            what = f"{recipe.execution.processes} processes cannot share {each} rows evenly"
+            problems.append(Problem(f"{where}.batch_size", what))
         if step.load_trainer().rows == "pairs" and isinstance(source, Select):
             problems.append(
                 Problem(where, f"{step.trainer_name} needs pairs", "put a `pair` step before")

@@ -46,6 +46,7 @@ MAY_IMPORT_TORCH = {
     "trainers.sharing",
     "trainers.answers",
     "trainers.guarded",
+    "trainers.checkpoints",
     "testing.tiny",
 }
 """Imported only where a model is loaded or trained; `test_torch_is_imported_lazily` keeps it so."""

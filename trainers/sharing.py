@@ -112,10 +112,15 @@ def sharing(model: Any) -> Callable[..., Any]:
 
 def _as_attended(mask: Tensor, model: Any) -> Tensor:
     """Return the mask as the model's attention takes it: eager attention adds it to its scores."""
-    if model.config._attn_implementation == "sdpa":
+    if _attention(model) == "sdpa":
         return mask
     dtype = next(model.parameters()).dtype
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def _attention(model: Any) -> str:
+    # One of several processes sees the model through a wrapper.
+    return str(getattr(model, "module", model).config._attn_implementation)
 
 
 def can_share(model: Any, batch: Mapping[str, Tensor]) -> bool:
@@ -128,7 +133,7 @@ def can_share(model: Any, batch: Mapping[str, Tensor]) -> bool:
         model: with TRL's fused head.
         batch: pairs as TRL has them.
     """
-    if model.config._attn_implementation not in _MASKED:
+    if _attention(model) not in _MASKED:
         return False
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORED)
     fields = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}

@@ -72,7 +72,10 @@ _OURS = {
     "train_sampling_strategy": "the job",
     "max_length": "the rows, which are never cut",
     "precompute_ref_log_probs": "the rows' reference log-probs",
-    "save_strategy": "the job",
+    "save_strategy": "save_every",
+    "save_steps": "save_every",
+    "gradient_checkpointing": "recompute",
+    "activation_checkpointing": "recompute",
     "logging_steps": "the job",
 }
 """Fields of TRL's configs that `options` may not set, and where each comes from."""
@@ -104,6 +107,10 @@ class Trainer(BaseModel, ABC):
     """Rows of one optimiser step."""
     micro_batch: int = Field(8, ge=1)
     """Rows that are in memory at once; divides `batch_size`. Halved when memory runs out."""
+    save_every: int = Field(0, ge=0)
+    """Optimiser steps between checkpoints inside the job, from which it goes on after a kill; 0 for none."""
+    recompute: bool = False
+    """Compute activations again in the backward pass: a fourth more time, and a fraction of their memory."""
     warmup_steps: int = Field(2, ge=0)
     """Steps in which the rate rises from 10 % to its peak; fewer where the job is shorter."""
     max_grad_norm: float = Field(1.0, gt=0, allow_inf_nan=False)
@@ -218,6 +225,8 @@ class Job(BaseModel):
     revisions_root: Path
     seed: int = Field(0, ge=0, lt=2**32)
     threads: int = Field(1, ge=1)
+    processes: int = Field(1, ge=1)
+    """Processes that share each optimiser step."""
     rows: Path
     dataset_hash: str
     """`dataset_hash` of the rows, so that a job can never train on others than were recorded."""
@@ -293,7 +302,7 @@ def unknown_options(options: Mapping[str, Any], config: type[Any]) -> list[Probl
 
 
 def run_job(job_folder: Path, run_folder: Path, emit: Emit) -> Result:
-    """Run one job in this process and write its `result.json`.
+    """Run one job, here or in as many processes as it says, and write its `result.json`.
 
     A job that is already trained, and whose revision is whole, is not run again. Where nothing more can be
     written the status is `no_space`; that result may be nowhere but here.
@@ -301,6 +310,19 @@ def run_job(job_folder: Path, run_folder: Path, emit: Emit) -> Result:
     done = _finished(job_folder, run_folder)
     if done is not None:
         return done
+    try:
+        count = Job.read(job_folder, run_folder).processes
+    except (OSError, ValueError):
+        count = 1  # what is wrong with the job is told by running it
+    if count > 1:
+        from .processes import launch
+
+        return launch(job_folder, run_folder, count, emit)
+    return run_here(job_folder, run_folder, emit)
+
+
+def run_here(job_folder: Path, run_folder: Path, emit: Emit) -> Result:
+    """Run one job in this process, or this process's share of it, and write its `result.json`."""
     began, cpu = time.monotonic(), time.process_time()
     try:
         job = Job.read(job_folder, run_folder)
@@ -318,6 +340,11 @@ def run_job(job_folder: Path, run_folder: Path, emit: Emit) -> Result:
         cpu_seconds=time.process_time() - cpu,
         peak_rss_mb=_peak_rss_mb(),
     )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if result.status == "trained" and int(os.environ.get("RANK", "0")):
+            return result  # the first process writes it, when it has published
+        if (job_folder / "result.json").exists():
+            return result  # the others fail after one has, because it is gone
     try:
         result.write(job_folder)
     except OSError as error:

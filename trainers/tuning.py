@@ -6,7 +6,6 @@ import copy
 import gc
 import math
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,11 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PrinterCallback
 
+from ..errors import BadInput
 from ..policies.revision import canary_sequences, fingerprint_model, publish, record_canary
+from . import checkpoints
 from .guarded import Guarded
+from .processes import first, world
 from .rows import training_order
 from .trainer import Emit, FitResult, Job, Status, Trainer
 from .watch import Stopped, Watch
@@ -27,6 +29,8 @@ _CARRIED: tuple[str, ...] = (
 )
 """Files of the start folder that the new revision takes over byte for byte."""
 
+_TRIES = 2
+"""How often a job whose numbers were none is tried again."""
 _FLOOR = 0.1
 """Share of the peak rate that the schedule falls to."""
 
@@ -55,23 +59,52 @@ def tune(
         return FitResult(status="no_rows", message="the training set is empty")
     if trainer.plan(len(examples)) == 0:
         return FitResult(status="no_steps", message=trainer.arithmetic(len(examples)))
-    torch.set_num_threads(job.threads)
-    asked = micro = min(trainer.micro_batch, trainer.batch_size)
+    torch.set_num_threads(max(1, job.threads // world()))
+    each, left = divmod(trainer.batch_size, world())
+    if left:
+        what = f"{world()} processes cannot share {trainer.batch_size} rows evenly"
+        raise BadInput.at("batch_size", what)
+    asked = micro = _fitting(min(trainer.micro_batch, each), each)
     while micro:
         try:
-            fitted = _Attempt(trainer, job, method, emit).run(examples, micro, kinds)
+            fitted = _steadily(_Attempt(trainer, job, method, emit), examples, micro, kinds)
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            # Of several processes one alone cannot change its share.
+            if not _is_out_of_memory(error) or world() > 1:
                 raise
         else:
             note = f"memory ran out at micro_batch {asked}, {micro} fitted" if micro < asked else ""
             return fitted.model_copy(update={"message": fitted.message or note})
         gc.collect()  # outside of the handler, whose traceback holds the model
         torch.cuda.empty_cache()
-        micro = next((n for n in range(micro // 2, 0, -1) if trainer.batch_size % n == 0), 0)
+        micro = _fitting(micro // 2, each)
         if micro:
             emit({"event": "micro_batch", "micro_batch": micro})
     return FitResult(status="out_of_memory", message="memory ran out even at micro_batch 1")
+
+
+def _fitting(most: int, rows: int) -> int:
+    """Return the largest micro-batch up to `most` that divides the rows of a step; 0 for none."""
+    return next((n for n in range(most, 0, -1) if rows % n == 0), 0)
+
+
+def _steadily(
+    attempt: _Attempt, examples: Sequence[dict[str, Any]], micro: int, kinds: Sequence[object]
+) -> FitResult:
+    """Train again where a number was none, up to twice, unless it is the same one again.
+
+    Of public reports more than half do not repeat; one that does is in the rows or in the settings.
+    """
+    seen: list[str] = []
+    while True:
+        fitted = attempt.run(examples, micro, kinds)
+        # Of several processes one alone cannot begin again.
+        last = fitted.message in seen or len(seen) == _TRIES or world() > 1
+        if fitted.status != "nonfinite" or last:
+            return fitted
+        seen.append(fitted.message)
+        attempt.emit({"event": "again", "reason": fitted.message})
+        attempt = attempt.anew()
 
 
 class _Attempt:
@@ -84,6 +117,10 @@ class _Attempt:
         self.watch = Watch(float(getattr(trainer, "floor", 0)) if from_start else 0.0)
         self.steps = 0
         self.metrics: list[dict[str, Any]] = []
+
+    def anew(self) -> _Attempt:
+        """Return another try at the same job."""
+        return _Attempt(self.trainer, self.job, self.method, self.emit)
 
     def run(
         self, examples: Sequence[dict[str, Any]], micro: int, kinds: Sequence[object]
@@ -108,18 +145,20 @@ class _Attempt:
         trained = fingerprint_model(model)
         if trained == start:
             return self._failed("no_change", f"{self.steps} steps changed no weight")
+        if not first():
+            return FitResult(status="trained", revision=trained, steps=self.steps)
         self._save(model)
         del model
         return self._publish(trained, rows=len(examples))
 
     def _train(self, model: PreTrainedModel, rows: Dataset, micro: int, steps: int) -> None:
         config, generation = copy.deepcopy((model.config, model.generation_config))
-        with tempfile.TemporaryDirectory() as scratch:
+        with checkpoints.folder(self.job, self.trainer.save_every) as scratch:
             driver = self.method(
                 model=model,
                 args=self.method.config(
                     **settings(self.trainer, self.job.seed, self.method, micro, steps),
-                    output_dir=scratch,
+                    output_dir=str(scratch),
                 ),
                 train_dataset=rows,
                 processing_class=AutoTokenizer.from_pretrained(self.job.start_folder),
@@ -128,21 +167,31 @@ class _Attempt:
             driver.trainer = self.trainer
             driver.watch = self.watch
             driver.report = self._report(steps)
-            self.emit({"event": "begin", "steps": steps})
-            driver.train()
+            last = checkpoints.newest(scratch)
+            for step, values in checkpoints.history(last):
+                self.watch.gradient(step, values["grad_norm"])
+                self._keep(step, values)
+            driver.add_callback(checkpoints.Marker())
+            self.emit({"event": "begin", "steps": steps, "from": self.steps})
+            driver.train(resume_from_checkpoint=str(last) if last else None)
         # TRL writes its pad token into both, and binds `forward` to its own head.
         model.config, model.generation_config = config, generation
         model.__dict__.pop("forward", None)
 
     def _report(self, steps: int) -> Any:
         def report(step: int, values: dict[str, float]) -> None:
-            self.steps = step
-            finite = {k: float(v) for k, v in values.items() if math.isfinite(float(v))}
-            self.metrics += [{"step": step, "name": k, "value": v} for k, v in finite.items()]
-            shown = {k: finite.get(k) for k in ("loss", "learning_rate", "grad_norm")}
+            kept = self._keep(step, values)
+            shown = {k: kept.get(k) for k in ("loss", "learning_rate", "grad_norm")}
             self.emit({"event": "step", "step": step, "steps": steps, **shown})
 
         return report
+
+    def _keep(self, step: int, values: dict[str, float]) -> dict[str, float]:
+        """Keep what was measured in a step."""
+        self.steps = step
+        finite = {k: float(v) for k, v in values.items() if math.isfinite(float(v))}
+        self.metrics += [{"step": step, "name": k, "value": v} for k, v in finite.items()]
+        return finite
 
     def _save(self, model: PreTrainedModel) -> None:
         staging = self.job.staging
@@ -203,7 +252,7 @@ def settings(
         "learning_rate": trainer.learning_rate,
         "max_steps": steps,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": trainer.batch_size // micro,
+        "gradient_accumulation_steps": trainer.batch_size // (micro * world()),
         "warmup_steps": min(trainer.warmup_steps, steps - 1),
         "lr_scheduler_type": "warmup_stable_decay",
         "lr_scheduler_kwargs": {
@@ -220,9 +269,13 @@ def settings(
         "max_length": None,
         "remove_unused_columns": False,
         "use_cpu": not on_gpu,
+        "ddp_find_unused_parameters": False,
+        "ddp_backend": None if on_gpu or world() == 1 else "gloo",
         "bf16": on_gpu and torch.cuda.is_bf16_supported(),
-        recompute: False,
-        "save_strategy": "no",
+        recompute: trainer.recompute,
+        "save_strategy": "steps" if trainer.save_every else "no",
+        "save_steps": trainer.save_every or 500,
+        "save_total_limit": 2,
         "logging_steps": 1,
         "report_to": "none",
         "disable_tqdm": True,

@@ -136,12 +136,12 @@ class Worker:
 
 def main() -> None:
     """Serve jobs from stdin until it closes."""
-    _die_with_parent()
+    die_with_parent()
     # A stop of the whole process group is the driver's to handle: it lets the job finish, and a job that
     # died of it would be a round that failed. The driver's end, and its SIGKILL, end this process too.
     for stop in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(stop, signal.SIG_IGN)
-    events = _claim_stdout()
+    events = claim_stdout()
     _serve(_lines(sys.stdin), lambda event: print(json.dumps(event), file=events, flush=True))
 
 
@@ -178,14 +178,14 @@ def _lines(source: TextIO) -> Callable[[], str]:
     return waiting.get
 
 
-def _claim_stdout() -> TextIO:
+def claim_stdout() -> TextIO:
     """Keep stdout for events; what libraries print, C code included, goes to stderr."""
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return events
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Ask Linux for SIGKILL when the parent ends; elsewhere, the closing of stdin tells."""
     if sys.platform == "linux":
         death_signal = 1  # PR_SET_PDEATHSIG
