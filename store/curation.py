@@ -14,6 +14,7 @@ from typing import Any, Literal
 import duckdb
 
 from ..errors import BadInput
+from ..hashing import content_hash
 from ..types import Pair
 from . import duels
 from .duels import NOTHING, Shift
@@ -146,11 +147,13 @@ def pairs(store: Store, query: PairQuery) -> list[Pair]:
     At most one a prompt but for `correct_incorrect`, and one a rewrite for `revised_original`.
     """
     sql, bound = pairs_sql(query)
+    # A judge of length likes an answer that says nothing best; what has no words is never chosen.
     rows = store.rows(
         "SELECT prompt_id::VARCHAR AS prompt_id, chosen::VARCHAR AS chosen, "  # noqa: S608
         "rejected::VARCHAR AS rejected, margin::DOUBLE AS margin, probability::DOUBLE AS probability "
-        f"FROM ({sql}) ORDER BY ALL",
-        bound,
+        f"FROM ({sql}) WHERE chosen NOT IN "
+        "(SELECT id FROM completion WHERE round = $round AND text_hash = $nothing) ORDER BY ALL",
+        bound | {"nothing": content_hash("")},
     )
     return [Pair(**row) for row in rows]
 
@@ -197,7 +200,7 @@ class Choice:
         once = "QUALIFY row_number() OVER (PARTITION BY prompt_id, answer ORDER BY slot, id) = 1"
         return (
             f"WITH kept AS (SELECT * FROM answers WHERE round = ? AND list_contains(?, step) "  # noqa: S608
-            f"AND split = 'train' AND finish_reason = 'stop' AND ({self.where}\n) {once}) "
+            f"AND split = 'train' AND finish_reason = 'stop' AND answer <> '' AND ({self.where}\n) {once}) "
             f"SELECT id::VARCHAR AS id, prompt_id::VARCHAR AS prompt_id, "
             f"({self.weight}\n)::DOUBLE AS weight, ({self.wanted}\n)::BOOLEAN AS wanted, "
             f"({self.told}\n)::VARCHAR AS told FROM kept ORDER BY {self.order_by}\n, id"

@@ -113,7 +113,7 @@ def test_guarded_encoding_has_no_seams(make: Any, texts: list[str]) -> None:
 @pytest.mark.parametrize("make", [byte_level, tiny, whole_words])
 @given(texts=st.lists(hostile, min_size=1, max_size=3))
 @settings(max_examples=100, deadline=None)
-def test_content_never_yields_a_reserved_id(make: Any, texts: list[str]) -> None:
+def test_f20_content_never_yields_a_reserved_id(make: Any, texts: list[str]) -> None:
     """Reserved ids, special or merely added, are those of the same conversation with harmless words."""
     codec = ChatCodec(make())
     harmless = conversation(["a"] * len(texts))
@@ -141,7 +141,7 @@ def test_role_forges_no_turn() -> None:
 
 @given(hostile)
 @settings(max_examples=60, deadline=None)
-def test_plain_text_has_no_reserved_id(text: str) -> None:
+def test_f20_plain_text_has_no_reserved_id(text: str) -> None:
     """An option to choose from yields no control token either."""
     codec = ChatCodec(byte_level())
     assert codec.reserved.isdisjoint(codec.plain(text))
@@ -161,7 +161,7 @@ def test_added_token_that_strips_spaces() -> None:
     assert list(ChatCodec(tokenizer)._guarded(messages)) == plain_template(tokenizer, messages)
 
 
-def test_lone_surrogate_is_replaced() -> None:
+def test_f22_lone_surrogate_is_replaced() -> None:
     """Half a character becomes U+FFFD and nothing fails (F22)."""
     codec = ChatCodec(byte_level())
     assert codec.plain("a\ud800b") == codec.plain("a\ufffdb")

@@ -97,7 +97,7 @@ def _pairs(store: Store, rule: Any = "best_worst", **changed: Any) -> set[tuple[
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_cut_answer_is_never_chosen(store: Store, rule: str) -> None:
+def test_f17_a_cut_answer_is_never_chosen(store: Store, rule: str) -> None:
     """The best answer was cut, so the next best is chosen; a cut one may be rejected."""
     _write(
         store, [Said("a", "x", 1.0, cut=True), Said("b", "y", 0.5), Said("c", "z", 0.0, cut=True)]
@@ -121,10 +121,18 @@ def test_a_tie_gives_no_pair(store: Store, rule: str) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_equal_texts_give_no_pair(store: Store, rule: str) -> None:
+def test_f09_equal_texts_give_no_pair(store: Store, rule: str) -> None:
     """One answer sampled twice is one answer, even where the judge wavered."""
     _write(store, [Said("a", "same", 1.0), Said("b", "same", 0.0)])
     assert _pairs(store, rule) == set()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_f25_an_answer_without_words_is_never_chosen(store: Store, rule: Any) -> None:
+    """A judge of shortness likes nothing best; it is in no pair's better half, and no select step keeps it."""
+    _write(store, [Said("a", "", 1.0), Said("b", "three words here", 0.5, slot=1)])
+    assert pairs(store, PairQuery(1, ("sample",), "verifier", rule, 0.0, 0)) == []
+    assert _chosen(store) == ["b"]
 
 
 def test_of_equal_texts_the_one_that_ended_counts(store: Store) -> None:

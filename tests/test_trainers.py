@@ -152,7 +152,7 @@ def test_only_answer_positions_meet_the_vocabulary(
     assert scored == [sum(len(row["completion_ids"]) for row in rows)]
 
 
-def test_sampled_tokens_reach_the_model_as_they_are(
+def test_f18_sampled_tokens_reach_the_model_as_they_are(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is tokenised again, no end token is added, and only the answer bears loss."""
@@ -224,7 +224,7 @@ def planted(fault: Callable[[Any, torch.Tensor], torch.Tensor]) -> type[drivers.
         *(("gradient only", step, float("nan")) for step in (1, 4)),
     ],
 )
-def test_nonfinite_ends_the_job_before_the_step(
+def test_f01_nonfinite_ends_the_job_before_the_step(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, step: int, where: str, bad: float
 ) -> None:
     """A NaN or infinite loss or gradient names its step, and nothing is published."""
@@ -247,7 +247,7 @@ def test_nonfinite_ends_the_job_before_the_step(
     assert fingerprint_model(load(bench.start)) == bench.revision
 
 
-def test_nonfinite_weight_at_the_start_is_named(bench: Bench) -> None:
+def test_f03_nonfinite_weight_at_the_start_is_named(bench: Bench) -> None:
     """A start folder with one NaN is refused by the tensor's name."""
     model = load(bench.start)
     with torch.no_grad():
@@ -261,7 +261,7 @@ def test_nonfinite_weight_at_the_start_is_named(bench: Bench) -> None:
     assert bench.published == []
 
 
-def test_rate_zero_is_no_change(bench: Bench) -> None:
+def test_f13_rate_zero_is_no_change(bench: Bench) -> None:
     """Training that moved no weight is told as such, not as success."""
     result = bench.train("a", SFT(batch_size=2, steps=2, learning_rate=0), answers(4))
     assert (result.status, result.steps, bench.published) == ("no_change", 2, [])
@@ -269,7 +269,7 @@ def test_rate_zero_is_no_change(bench: Bench) -> None:
 
 @pytest.mark.parametrize("length", [{"steps": 5}, {"epochs": 1}])
 @pytest.mark.parametrize("count", [0, 1, 3, 7])
-def test_too_few_rows(bench: Bench, count: int, length: dict[str, int]) -> None:
+def test_f11_too_few_rows(bench: Bench, count: int, length: dict[str, int]) -> None:
     """Rows that fill no batch of 8 give a status with the sum spelled out."""
     result = bench.train("a", SFT(batch_size=8, **length), answers(count))
     assert result.status == ("no_rows" if count == 0 else "no_steps")
@@ -279,14 +279,14 @@ def test_too_few_rows(bench: Bench, count: int, length: dict[str, int]) -> None:
     assert bench.published == []
 
 
-def test_start_mismatch(bench: Bench) -> None:
+def test_f32_start_mismatch(bench: Bench) -> None:
     """Weights that are not those of the named revision are not trained on."""
     result = bench.train("a", SFT(batch_size=2), answers(4), start_revision="0" * 32)
     assert (result.status, bench.published) == ("start_mismatch", [])
     assert bench.revision in result.message
 
 
-def test_memory_runs_out_above_two(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_f63_memory_runs_out_above_two(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The micro-batch is halved until it fits, and the weights are those of the small one."""
     trainer = SFT(batch_size=8, micro_batch=8, steps=2)
     small = bench.train("b", trainer.model_copy(update={"micro_batch": 2}), answers(8))
@@ -307,7 +307,7 @@ def test_memory_runs_out_above_two(bench: Bench, monkeypatch: pytest.MonkeyPatch
     assert result.revision == small.revision
 
 
-def test_memory_runs_out_always(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_f63_memory_runs_out_always(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """When even one row is too much, the job ends with that status and publishes nothing."""
 
     def fault(trainer: Any, loss: torch.Tensor) -> torch.Tensor:

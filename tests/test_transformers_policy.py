@@ -264,7 +264,7 @@ def test_greedy_is_what_generate_does(older: Revision) -> None:
         assert list(answer.token_ids) == expected[0, ids.shape[1] :].tolist()
 
 
-def test_answers_end_at_every_stop_id(tmp_path: Path) -> None:
+def test_f16_answers_end_at_every_stop_id(tmp_path: Path) -> None:
     """Stop ids of generation config and tokenizer end an answer; the end token is kept in the ids (F16)."""
     folder = make_tiny_model(tmp_path / "m")
     (folder / "generation_config.json").write_text(
@@ -284,7 +284,7 @@ def test_answers_end_at_every_stop_id(tmp_path: Path) -> None:
     assert all("<|" not in g.text for g in answers), "text holds no control token"
 
 
-def test_too_long_is_refused(older: Revision) -> None:
+def test_f27_too_long_is_refused(older: Revision) -> None:
     """What exceeds the context is never cut silently (F27)."""
     policy = loaded(older)
     with pytest.raises(ValueError, match="exceed the context of 512"):

@@ -265,7 +265,7 @@ def test_a_worker_whose_warm_import_fails_says_so(run: Path) -> None:
     assert "No module named 'no_such_module_x'" in result.message
 
 
-def test_a_memory_kill_is_told_apart(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_f63_a_memory_kill_is_told_apart(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL counts as memory's end only when the system has counted a kill for memory since."""
     kills: Callable[[], int] = iter([4, 5]).__next__
     monkeypatch.setattr("redistill.trainers.worker._oom_kills", kills)

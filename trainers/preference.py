@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .losses import LabelledLogps, PairLogps
 
 Row = dict[str, Any]
+_MOST_SILENT = 0.5
+"""Share of a job's pairs that may have equal sides; they are left out."""
 
 
 class Preference(Trainer):
@@ -59,11 +61,12 @@ class Preference(Trainer):
         return rows
 
     def fit(self, job: Job, emit: Emit) -> FitResult:
-        """Train on the pairs and publish the new revision."""
+        """Train on the pairs whose sides differ, and publish the new revision."""
         from .answers import AnswerPairs
         from .tuning import tune
 
-        return tune(self, job, AnswerPairs, self.examples(job), emit)
+        rows = self.examples(job)
+        return _silent(rows) or tune(self, job, AnswerPairs, _heard(rows), emit)
 
     @abstractmethod
     def loss(self, pairs: PairLogps) -> Tensor:
@@ -132,7 +135,8 @@ class DPO(Preference):
             what = f"with {', '.join(named)} the loss is TRL's"
             hint = "weights, soft labels, offset and nll are for the plain loss alone"
             raise BadInput.at("options", what, hint)
-        return tune(self, job, AnswerDPO, [_as_trl(row) for row in rows], emit)
+        examples = [_as_trl(row) for row in _heard(rows)]
+        return _silent(rows) or tune(self, job, AnswerDPO, examples, emit)
 
 
 LOSSES = (
@@ -140,6 +144,20 @@ LOSSES = (
     *("aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
 )
 """Losses of TRL 1.16, which itself finds out at the first step that it does not know one."""
+
+
+def _heard(rows: Sequence[Row]) -> list[Row]:
+    """Return the pairs that prefer something: those whose sides are not the same tokens."""
+    return [row for row in rows if row["chosen_ids"] != row["rejected_ids"]]
+
+
+def _silent(rows: Sequence[Row]) -> FitResult | None:
+    """Refuse pairs of which more than half prefer nothing: they show that the sampler says one thing only."""
+    same = len(rows) - len(_heard(rows))
+    if not rows or same <= _MOST_SILENT * len(rows):
+        return None
+    told = f"{same} of {len(rows)} pairs have the same tokens on both sides"
+    return FitResult(status="no_signal", message=told)
 
 
 def _of_trls_loss(options: Row) -> list[str]:
