@@ -202,6 +202,20 @@ def test_f14_a_template_with_bos_gives_one(tmp_path: Path) -> None:
     assert ids.count(tokenizer.pad_token_id) == 1
 
 
+def _ends_seen(base: type[Any], ends: list[int]) -> type[Any]:
+    """Return a driver that counts the end tokens which bear loss."""
+
+    class Watched(base):  # type: ignore[misc]
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            bears = (
+                inputs["labels"] != -100 if "labels" in inputs else inputs["completion_mask"] == 1
+            )
+            ends.append(int(((inputs["input_ids"] == 2) & bears).sum()))
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    return Watched
+
+
 @pytest.mark.parametrize("method", ["sft", "pairs", "labels", "trl"])
 def test_f15_the_end_is_trained_where_it_also_fills(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, method: str
@@ -218,15 +232,7 @@ def test_f15_the_end_is_trained_where_it_also_fills(
     }
     driver, trainer, rows, more = made[method]
     ends: list[int] = []
-
-    class Watched(driver):  # type: ignore[misc]
-        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            ids = inputs["input_ids"]
-            bears = inputs["labels"] != -100 if method == "sft" else inputs["completion_mask"] == 1
-            ends.append(int(((ids == 2) & bears).sum()))
-            return super().compute_loss(model, inputs, *args, **kwargs)
-
-    monkeypatch.setattr(drivers, driver.__name__, Watched)
+    monkeypatch.setattr(drivers, driver.__name__, _ends_seen(driver, ends))
     result = bench.train("a", trainer(batch_size=4, micro_batch=4, steps=1, **more), rows(4))
     assert result.status == "trained", result.message
     assert ends == [4 if method in ("sft", "labels") else 8]
