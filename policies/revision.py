@@ -78,6 +78,8 @@ class Revision:
     parent: str | None
     """The revision that training began from; None for an initial one."""
     canary: Canary | None
+    base: str | None = None
+    """The revision that it is an adapter of; None for a whole model."""
 
     @classmethod
     def read(cls, folder: Path) -> Revision:
@@ -94,6 +96,7 @@ class Revision:
                 folder=folder,
                 parent=facts["parent"],
                 canary=None if canary is None else _canary(canary),
+                base=facts["facts"].get("base"),
             )
         except (KeyError, TypeError) as error:
             raise StoreProblem(f"{folder / MANIFEST} is damaged: {error!r}") from error
@@ -172,7 +175,7 @@ def fingerprint_model(model: torch.nn.Module) -> str:
     Tied tensors count once, under the name that comes first, because files hold them once: so the hash
     is the same before saving and after loading in the same dtype.
     """
-    return fingerprint(_raw(name, tensor) for name, tensor in _tensors(model))
+    return fingerprint(raw_tensor(name, tensor) for name, tensor in tensors_of(model))
 
 
 def check_finite(model: torch.nn.Module) -> None:
@@ -181,7 +184,7 @@ def check_finite(model: torch.nn.Module) -> None:
     Raises:
         StoreProblem: names the tensor.
     """
-    for name, tensor in _tensors(model):
+    for name, tensor in tensors_of(model):
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise StoreProblem(f"weights: tensor {name} holds NaN or an infinity")
 
@@ -260,7 +263,8 @@ def check_canary(
     return "inconclusive" if parent.distance(expected) < 10 * noise else "wrong"
 
 
-def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def tensors_of(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield a model's tensors; tied ones once, as in a file."""
     seen = set()
     for name, tensor in model.state_dict().items():
         place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
@@ -269,7 +273,8 @@ def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, tensor.detach()
 
 
-def _raw(name: str, tensor: torch.Tensor) -> tuple[str, Mapping[str, Any], memoryview]:
+def raw_tensor(name: str, tensor: torch.Tensor) -> tuple[str, Mapping[str, Any], memoryview]:
+    """Return a tensor's name, facts and bytes, as `fingerprint` takes them."""
     import torch
 
     facts = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from ..errors import BadInput, StoreProblem
 from ..types import Message, TokenIds
-from . import sampler
+from . import adapter, sampler
 from .chat import ChatCodec
 from .model_folder import read_model
 from .policy import Generation, Request, Sampling
@@ -56,6 +56,8 @@ class TransformersPolicy:
         self._rows = rows_per_batch
         self._threads = threads or _cores()
         self._model: Any = None
+        self._adapted: Any = None
+        """The model with peft's wrapper, where it is a base with an adapter."""
         self._revision = ""
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -184,7 +186,13 @@ class TransformersPolicy:
         revision.verify_files()
         self._revision = ""
         model, self._model = self._model, None
-        if model is not None and _same_architecture(model, revision.folder):
+        if self._adapted is not None:  # its layers are wrapped, and take no plain tensors
+            model = self._adapted = None
+        if revision.base is not None:
+            del model
+            self._adapted = self._with_adapter(revision)
+            model = self._adapted.get_base_model()
+        elif model is not None and _same_architecture(model, revision.folder):
             _overwrite(model, revision.folder)
         else:
             del model
@@ -192,15 +200,25 @@ class TransformersPolicy:
         check_finite(model)
         self._model, self._revision = model, revision.id
 
+    def _with_adapter(self, revision: Revision) -> Any:
+        base = Revision.read(revision.folder.parent / str(revision.base))
+        base.verify_files()
+        adapted = adapter.attach(_built(base.folder, self._device), revision.folder)
+        if adapter.fingerprint_adapted(adapted) != revision.id:
+            raise StoreProblem(f"{revision.folder} on {base.id} is not what was published")
+        return adapted.eval()
+
     def release(self) -> None:
         """Give back the memory of the weights; `load` brings them again."""
-        self._model, self._revision = None, ""
+        self._model, self._adapted, self._revision = None, None, ""
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
     def fingerprint(self) -> str:
         """Hash the tensors that are held now; empty when none are."""
+        if self._adapted is not None:
+            return adapter.fingerprint_adapted(self._adapted)
         return "" if self._model is None else fingerprint_model(self._model)
 
     @cached_property

@@ -291,5 +291,5 @@ def test_sft_in_the_worker(run: Path) -> None:
     ).write(folder, run)
     [result], events = use(run, folder)
     assert result.status == "trained", result.message
-    assert [e["event"] for e in events] == ["begin", "step", "step"]
+    assert [e["event"] for e in events] == ["way", "begin", "step", "step"]
     assert (run / "revisions" / str(result.revision) / "revision.json").exists()

@@ -109,8 +109,13 @@ class Trainer(BaseModel, ABC):
     """Rows that are in memory at once; divides `batch_size`. Halved when memory runs out."""
     save_every: int = Field(0, ge=0)
     """Optimiser steps between checkpoints inside the job, from which it goes on after a kill; 0 for none."""
-    recompute: bool = False
-    """Compute activations again in the backward pass: a fourth more time, and a fraction of their memory."""
+    weights: Literal["auto", "full", "lora"] = "full"
+    """Train all weights, or an adapter of rank `rank` on every linear layer; `auto` takes the first that fits."""
+    rank: int = Field(16, ge=1)
+    """Of the adapter."""
+    recompute: bool | Literal["auto"] = "auto"
+    """Compute activations again in the backward pass: a fourth more time, and a fraction of their memory. `auto`
+    does it where they do not fit."""
     warmup_steps: int = Field(2, ge=0)
     """Steps in which the rate rises from 10 % to its peak; fewer where the job is shorter."""
     max_grad_norm: float = Field(1.0, gt=0, allow_inf_nan=False)

@@ -7,30 +7,34 @@ import gc
 import math
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+import transformers
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PrinterCallback
+from transformers import AutoTokenizer, PrinterCallback
 
 from ..errors import BadInput
-from ..policies.revision import canary_sequences, fingerprint_model, publish, record_canary
 from . import checkpoints
+from .estimate import Estimate, first_that_fits, shape_of, ways
 from .guarded import Guarded
 from .processes import first, world
 from .rows import training_order
 from .trainer import Emit, FitResult, Job, Status, Trainer
 from .watch import Stopped, Watch
+from .weights import Weights, base_folder, open_weights, publish_weights, start_way
 
-_CARRIED: tuple[str, ...] = (
-    *("tokenizer*", "chat_template*", "special_tokens_map*", "added_tokens*", "vocab*"),
-    *("merges.txt", "*.model", "LICENSE*", "NOTICE*"),
-)
-"""Files of the start folder that the new revision takes over byte for byte."""
-
+_TRLS_REFERENCE = "ref"
+"""Adapter that TRL's DPOTrainer adds as a copy, though the reference is in the rows."""
 _TRIES = 2
 """How often a job whose numbers were none is tried again."""
+_RECOMPUTE = (
+    "activation_checkpointing"
+    if "activation_checkpointing" in transformers.TrainingArguments.__dataclass_fields__
+    else "gradient_checkpointing"
+)
+"""transformers 5.23 renames the field; TRL turns it on."""
 _FLOOR = 0.1
 """Share of the peak rate that the schedule falls to."""
 
@@ -125,58 +129,91 @@ class _Attempt:
     def run(
         self, examples: Sequence[dict[str, Any]], micro: int, kinds: Sequence[object]
     ) -> FitResult:
-        model = _load(self.job.start_folder)
-        start = fingerprint_model(model)
-        if start != self.job.start_revision:
-            return FitResult(
-                status="start_mismatch",
-                message=f"{self.job.start_folder.name} holds {start}, not {self.job.start_revision}",
-            )
-        if name := _nonfinite_tensor(model):
+        way = self._way(examples)
+        weights = open_weights(self.job, way.way, self.trainer.rank)
+        if weights.opened != self.job.start_revision:
+            holds = f"{self.job.start_folder.name} holds {weights.opened}"
+            message = f"{holds}, not {self.job.start_revision}"
+            return FitResult(status="start_mismatch", message=message)
+        if name := _nonfinite_tensor(weights.model):
             return self._failed("nonfinite", f"{name} was not finite before training")
+        start, base = weights.id, weights.base
         steps = self.trainer.plan(len(examples))
         order = training_order(len(examples), steps, self.trainer.batch_size, self.job.seed, kinds)
+        told = settings(self.trainer, self.job.seed, self.method, micro, steps)
+        told[_RECOMPUTE] = way.recompute
         try:
-            self._train(model, Dataset.from_list(list(examples)).select(order), micro, steps)
+            self._train(weights, Dataset.from_list(list(examples)).select(order), told)
         except Stopped as stop:
             return self._failed(stop.status, str(stop))
-        if name := _nonfinite_tensor(model):
+        if name := _nonfinite_tensor(weights.model):
             return self._failed("nonfinite", f"{name} is not finite after training")
-        trained = fingerprint_model(model)
+        trained = weights.id
         if trained == start:
             return self._failed("no_change", f"{self.steps} steps changed no weight")
         if not first():
             return FitResult(status="trained", revision=trained, steps=self.steps)
-        self._save(model)
-        del model
-        return self._publish(trained, rows=len(examples))
+        weights.save(self.job)
+        del weights
+        gc.collect()
+        facts = self.job.facts(self.trainer, rows=len(examples), steps=self.steps)
+        facts |= {"weights": way.way, "recompute": way.recompute}
+        if not publish_weights(self.job, trained, base, facts):
+            return self._failed("failed", "the saved weights are not those that were trained")
+        return FitResult(
+            status="trained",
+            message=_skipped(self.watch.spikes),
+            revision=trained,
+            steps=self.steps,
+            rows=len(examples),
+            metrics=self.metrics,
+        )
 
-    def _train(self, model: PreTrainedModel, rows: Dataset, micro: int, steps: int) -> None:
-        config, generation = copy.deepcopy((model.config, model.generation_config))
+    def _way(self, examples: Sequence[dict[str, Any]]) -> Estimate:
+        """Choose how to train by what fits into the memory that is free.
+
+        Raises:
+            BadInput: training begins from an adapter, and all weights are to be trained.
+        """
+        begins = start_way(self.job)
+        shape = shape_of(base_folder(self.job))
+        found = first_that_fits(
+            ways(self.trainer, shape, _longest(examples), begins), _free_memory()
+        )
+        if found is None:
+            hint = (
+                "`weights: lora` or `auto` continues it; an adapter is merged when it is exported"
+            )
+            raise BadInput.at("weights", "training begins from an adapter", hint)
+        self.emit({"event": "way", "weights": found.way, "recompute": found.recompute})
+        return found
+
+    def _train(self, weights: Weights, rows: Dataset, told: dict[str, Any]) -> None:
+        bare = weights.bare
+        config, generation = copy.deepcopy((bare.config, bare.generation_config))
         with checkpoints.folder(self.job, self.trainer.save_every) as scratch:
             driver = self.method(
-                model=model,
-                args=self.method.config(
-                    **settings(self.trainer, self.job.seed, self.method, micro, steps),
-                    output_dir=str(scratch),
-                ),
+                model=weights.model,
+                args=self.method.config(**told, output_dir=str(scratch)),
                 train_dataset=rows,
                 processing_class=AutoTokenizer.from_pretrained(self.job.start_folder),
             )
             driver.remove_callback(PrinterCallback)
             driver.trainer = self.trainer
             driver.watch = self.watch
-            driver.report = self._report(steps)
+            driver.report = self._report(told["max_steps"])
             last = checkpoints.newest(scratch)
             for step, values in checkpoints.history(last):
                 self.watch.gradient(step, values["grad_norm"])
                 self._keep(step, values)
             driver.add_callback(checkpoints.Marker())
-            self.emit({"event": "begin", "steps": steps, "from": self.steps})
+            self.emit({"event": "begin", "steps": told["max_steps"], "from": self.steps})
             driver.train(resume_from_checkpoint=str(last) if last else None)
         # TRL writes its pad token into both, and binds `forward` to its own head.
-        model.config, model.generation_config = config, generation
-        model.__dict__.pop("forward", None)
+        bare.config, bare.generation_config = config, generation
+        bare.__dict__.pop("forward", None)
+        if weights.base and _TRLS_REFERENCE in weights.model.peft_config:
+            weights.model.delete_adapter(_TRLS_REFERENCE)
 
     def _report(self, steps: int) -> Any:
         def report(step: int, values: dict[str, float]) -> None:
@@ -192,40 +229,6 @@ class _Attempt:
         finite = {k: float(v) for k, v in values.items() if math.isfinite(float(v))}
         self.metrics += [{"step": step, "name": k, "value": v} for k, v in finite.items()]
         return finite
-
-    def _save(self, model: PreTrainedModel) -> None:
-        staging = self.job.staging
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        model.save_pretrained(staging)
-        for pattern in _CARRIED:
-            for file in self.job.start_folder.glob(pattern):
-                shutil.copy2(file, staging / file.name)
-
-    def _publish(self, trained: str, rows: int) -> FitResult:
-        """Publish what the disk holds, not what memory held: the canary is of the reloaded weights."""
-        gc.collect()
-        staging = self.job.staging
-        model = _load(staging)
-        if fingerprint_model(model) != trained:
-            return self._failed("failed", "the saved weights are not those that were trained")
-        tokenizer = AutoTokenizer.from_pretrained(staging)
-        revision = publish(
-            staging,
-            self.job.revisions_root,
-            revision=trained,
-            parent=self.job.start_revision,
-            canary=record_canary(model, canary_sequences(tokenizer)),
-            facts=self.job.facts(self.trainer, rows=rows, steps=self.steps),
-        )
-        return FitResult(
-            status="trained",
-            message=_skipped(self.watch.spikes),
-            revision=revision.id,
-            steps=self.steps,
-            rows=rows,
-            metrics=self.metrics,
-        )
 
     def _failed(self, status: Status, message: str) -> FitResult:
         shutil.rmtree(self.job.staging, ignore_errors=True)
@@ -244,10 +247,6 @@ def settings(
 ) -> dict[str, Any]:
     """Return the TRL config of one attempt, all but its folder."""
     on_gpu = torch.cuda.is_available()
-    known = method.config.__dataclass_fields__
-    # transformers 5.23 renames the field; TRL turns it on, which costs a third of a step.
-    recompute = "activation_checkpointing"
-    recompute = recompute if recompute in known else "gradient_checkpointing"
     return {
         "learning_rate": trainer.learning_rate,
         "max_steps": steps,
@@ -272,7 +271,7 @@ def settings(
         "ddp_find_unused_parameters": False,
         "ddp_backend": None if on_gpu or world() == 1 else "gloo",
         "bf16": on_gpu and torch.cuda.is_bf16_supported(),
-        recompute: trainer.recompute,
+        _RECOMPUTE: trainer.recompute is True,
         "save_strategy": "steps" if trainer.save_every else "no",
         "save_steps": trainer.save_every or 500,
         "save_total_limit": 2,
@@ -285,12 +284,22 @@ def settings(
     }
 
 
-def _load(folder: Path) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return model
+def _longest(examples: Sequence[dict[str, Any]]) -> int:
+    """Return the tokens of the longest example, its prompt counted once."""
+    return max(
+        sum(len(value) for name, value in row.items() if name.endswith("_ids") and value)
+        for row in examples
+    )
 
 
-def _nonfinite_tensor(model: PreTrainedModel) -> str | None:
+def _free_memory() -> int:
+    """Return the bytes that a job may take: of the card, where there is one."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
+
+
+def _nonfinite_tensor(model: torch.nn.Module) -> str | None:
     """Return the name of the first tensor that holds NaN or an infinity."""
     for name, tensor in model.named_parameters():
         if not bool(torch.isfinite(tensor).all()):

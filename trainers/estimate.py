@@ -1,0 +1,131 @@
+"""How much memory a job takes, by part, before it is started; and the first way to train that fits.
+
+Arithmetic over a model's config. Activations are counted as what a transformer block of the Llama kind keeps for
+its backward pass: nine vectors of the model's width and four of the feed-forward's, for each token and layer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .trainer import Trainer
+
+Way = Literal["full", "lora"]
+_BYTES = 4
+"""Of a number in fp32, in which weights, gradients, moments and activations are held."""
+_PROCESS = 550 << 20
+"""Of Python, torch and TRL themselves."""
+_TILE, _ROWS = 32_768, 4096
+"""Most entries of the vocabulary, and tokens, whose logits are held at once."""
+_SHARE = 0.9
+"""Of the memory that is free, how much a job may be expected to take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What an estimate needs to know of a model."""
+
+    parameters: int
+    layers: int
+    width: int
+    inner: int
+    vocabulary: int
+    linear: int
+    """Inputs and outputs of all linear layers of one block, added up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Bytes by part."""
+
+    way: Way
+    recompute: bool
+    parts: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        """All parts together."""
+        return sum(self.parts.values())
+
+
+def shape_of(folder: Path) -> Shape:
+    """Read a model folder's shape from its config and its files, without loading it."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
+    config = config.get("text_config", config)
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+    def known(*names: str) -> int:
+        return next((int(config[name]) for name in names if config.get(name)), 0)
+
+    width, heads = known("hidden_size", "n_embd"), known("num_attention_heads", "n_head")
+    inner = known("intermediate_size", "n_inner") or 4 * width
+    grouped = width * known("num_key_value_heads", "num_attention_heads", "n_head") // max(1, heads)
+    return Shape(
+        parameters=size // (2 if config.get("dtype") in ("bfloat16", "float16") else 4),
+        layers=known("num_hidden_layers", "n_layer"),
+        width=width,
+        inner=inner,
+        vocabulary=known("vocab_size"),
+        linear=2 * (width + width) + 2 * (width + grouped) + 3 * (width + inner),
+    )
+
+
+def estimate(
+    shape: Shape, trainer: Trainer, row_tokens: int, way: Way, *, recompute: bool
+) -> Estimate:
+    """Return what a job takes at most.
+
+    Args:
+        shape: of the student.
+        trainer: its micro-batch and its adapter's rank.
+        row_tokens: tokens of the longest row, both answers of a pair with their one prompt.
+        way: whether all weights are trained, or an adapter.
+        recompute: whether activations are computed again in the backward pass.
+    """
+    tokens = row_tokens * trainer.micro_batch
+    trained = shape.parameters
+    if way == "lora":
+        trained = trainer.rank * shape.linear * shape.layers
+    block = (9 * shape.width + 4 * shape.inner) * tokens * _BYTES
+    kept = (
+        shape.width * tokens * shape.layers * _BYTES + block if recompute else block * shape.layers
+    )
+    added = trained if way == "lora" else 0
+    parts = {
+        "weights": (shape.parameters + added) * _BYTES,
+        "gradients": trained * _BYTES,
+        "moments": 2 * trained * _BYTES,
+        "activations": kept,
+        # Logits of a tile of the vocabulary, and their gradients.
+        "log-probs": 2 * min(tokens, _ROWS) * min(shape.vocabulary, _TILE) * _BYTES,
+        "process": _PROCESS,
+    }
+    return Estimate(way, recompute, parts)
+
+
+def ways(trainer: Trainer, shape: Shape, row_tokens: int, start: Way) -> Iterator[Estimate]:
+    """Yield the ways in which a trainer may train, the best first.
+
+    Args:
+        trainer: `weights` and `recompute` say which are allowed.
+        shape: of the student.
+        row_tokens: tokens of the longest row.
+        start: what training begins from; an adapter is continued as one.
+    """
+    asked: tuple[Way, ...] = ("full", "lora") if trainer.weights == "auto" else (trainer.weights,)
+    again = (False, True) if trainer.recompute == "auto" else (trainer.recompute,)
+    for way in asked:
+        if start == "full" or way == "lora":
+            for recompute in again:
+                yield estimate(shape, trainer, row_tokens, way, recompute=recompute)
+
+
+def first_that_fits(found: Iterator[Estimate], free: int) -> Estimate | None:
+    """Return the first way whose estimate fits into what is free; where none does, the smallest one."""
+    every = list(found)
+    fitting = (one for one in every if one.total <= _SHARE * free)
+    return next(fitting, min(every, key=lambda one: one.total, default=None))

@@ -1,0 +1,125 @@
+"""The weights of a job: opened from its start, as a whole or with an adapter, and written as a revision."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from ..policies import adapter
+from ..policies.revision import canary_sequences, fingerprint_model, publish, record_canary
+from .estimate import Way
+from .trainer import Job
+
+_CARRIED: tuple[str, ...] = (
+    *("tokenizer*", "chat_template*", "special_tokens_map*", "added_tokens*", "vocab*"),
+    *("merges.txt", "*.model", "LICENSE*", "NOTICE*"),
+)
+"""Files of the start folder that the new revision takes over byte for byte."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A model that a job trains, and what it changes."""
+
+    model: Any
+    """A model of transformers, or peft's wrapper around one."""
+    opened: str
+    """What was opened, before an adapter was put on it; the job's start revision, if all is right."""
+    base: str | None
+    """The revision that an adapter changes; None where all weights are trained."""
+
+    @property
+    def bare(self) -> PreTrainedModel:
+        """The model of transformers, inside whatever is around it."""
+        found: PreTrainedModel = self.model.get_base_model() if self.base else self.model
+        return found
+
+    @property
+    def id(self) -> str:
+        """The revision that the weights are now."""
+        return _identity(self.model, self.base)
+
+    def save(self, job: Job) -> None:
+        """Write what was trained into the job's staging folder."""
+        staging = job.staging
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        if self.base:
+            adapter.save(self.model, staging, self.base)
+        else:
+            self.model.save_pretrained(staging)
+        for pattern in _CARRIED:
+            for file in job.start_folder.glob(pattern):
+                shutil.copy2(file, staging / file.name)
+
+
+def start_way(job: Job) -> Way:
+    """Return what a job begins from."""
+    return "lora" if adapter.base_of(job.start_folder) else "full"
+
+
+def base_folder(job: Job) -> Path:
+    """Return the folder with the whole weights that a job begins from."""
+    base = adapter.base_of(job.start_folder)
+    return job.revisions_root / base if base else job.start_folder
+
+
+def open_weights(job: Job, way: Way, rank: int) -> Weights:
+    """Load a job's start, and put an adapter on it where one is to be trained and none is there.
+
+    One adapter is continued through a run: it is never put on another one.
+    """
+    base = adapter.base_of(job.start_folder)
+    if base is not None:
+        model = adapter.attach(_load(base_folder(job)), job.start_folder, trainable=True)
+        return Weights(model, adapter.fingerprint_adapted(model), base)
+    model = _load(job.start_folder)
+    opened = fingerprint_model(model)
+    if way == "full":
+        return Weights(model, opened, None)
+    import peft
+
+    torch.manual_seed(job.seed)  # half of an adapter begins at random
+    settings = peft.LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    return Weights(peft.get_peft_model(model, settings), opened, opened)
+
+
+def publish_weights(job: Job, trained: str, base: str | None, facts: dict[str, Any]) -> str | None:
+    """Publish what the disk holds, not what memory held: the canary is of the reloaded weights.
+
+    Returns:
+        The revision; None where the disk holds other weights than were trained.
+    """
+    staging = job.staging
+    model = adapter.attach(_load(_folder_of(job, base)), staging) if base else _load(staging)
+    if _identity(model, base) != trained:
+        return None
+    tokenizer = AutoTokenizer.from_pretrained(staging)
+    return publish(
+        staging,
+        job.revisions_root,
+        revision=trained,
+        parent=job.start_revision,
+        canary=record_canary(model, canary_sequences(tokenizer)),
+        facts=facts | ({"base": base} if base else {}),
+    ).id
+
+
+def _folder_of(job: Job, base: str) -> Path:
+    return job.start_folder if base == job.start_revision else job.revisions_root / base
+
+
+def _identity(model: Any, base: str | None) -> str:
+    return adapter.fingerprint_adapted(model) if base else fingerprint_model(model)
+
+
+def _load(folder: Path) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model
