@@ -5,33 +5,26 @@ Loads no model and pays no call; every figure is arithmetic over the recipe and 
 
 from __future__ import annotations
 
-import json
 import os
+import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from ..store.analysis import smallest_gain
+from ..trainers.estimate import Estimate, Shape, first_that_fits, ways
 from ..types import Prompt
 from .operators.elicit import Rewrite, Sample
-from .operators.improve import Evaluate, Train
+from .operators.improve import Train
 from .recipe import Recipe
-from .workload import Speech, Work, Workload, measured
+from .workload import Speech, Work, Workload, longest_asked, measured
 
 _GFLOPS_A_CORE = (30e9, 130e9)
 """Useful fp32 floating-point operations a second of one core in a transformer, slow and fast machine."""
 _GPU_FLOPS = (10e12, 200e12)
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What an estimate needs to know of a model."""
-
-    parameters: int
-    vocabulary: int
-    bytes_on_disk: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,23 +51,16 @@ class RunPlan:
 
     phases: list[PhasePlan]
     hours: tuple[float, float]
-    memory_needed: int
+    training: Estimate | None
+    """The largest training job, as it would be trained here; None where nothing is trained."""
     memory_there: int
+    """Bytes that are free: of the card, where there is one."""
     disk_needed: int
     disk_there: int
     heldout: int
     smallest_gain: float
     bill: Mapping[str, tuple[int, float | None]]
     """By role that is called elsewhere: calls, and the most that they cost in dollars; None: no price is known."""
-
-
-def shape_of(folder: Path) -> Shape:
-    """Read a model folder's size from its files, without loading it."""
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    files = list(folder.glob("*.safetensors"))
-    size = sum(file.stat().st_size for file in files)
-    width = {"bfloat16": 2, "float16": 2}.get(str(config.get("dtype", "float32")), 4)
-    return Shape(size // width, int(config.get("vocab_size", 0)), size)
 
 
 def plan(recipe: Recipe, prompts: Sequence[Prompt], shape: Shape, where: Path) -> RunPlan:
@@ -107,8 +93,8 @@ def plan(recipe: Recipe, prompts: Sequence[Prompt], shape: Shape, where: Path) -
     return RunPlan(
         phases=phases,
         hours=(low, high),
-        memory_needed=memory_needed(recipe, shape),
-        memory_there=psutil.virtual_memory().available,
+        training=largest_job(recipe, by_split["train"], shape, free := free_memory()),
+        memory_there=free,
         disk_needed=shape.parameters * 4 * (recipe.rounds + 2),
         disk_there=psutil.disk_usage(str(_existing(where))).free,
         heldout=len(by_split["heldout"]),
@@ -117,22 +103,39 @@ def plan(recipe: Recipe, prompts: Sequence[Prompt], shape: Shape, where: Path) -
     )
 
 
-def memory_needed(recipe: Recipe, shape: Shape) -> int:
-    """Return the peak bytes of training: weights, gradients, two moments, logits and activations.
-
-    Logits, not weights, fill the memory of a small model with a large vocabulary.
-    """
-    longest = 256
-    rows = 1
+def largest_job(
+    recipe: Recipe, prompts: Sequence[Prompt], shape: Shape, free: int
+) -> Estimate | None:
+    """Return what the training job takes that takes most, trained in the first way that fits."""
+    asked = max((longest_asked(prompt) for prompt in prompts), default=0)
+    found = []
     for stage in recipe.stages:
+        # A program's edit is about as long as what it edits.
+        speaking = (s for s in stage.steps if isinstance(s, Sample | Rewrite) and s.roles())
+        said = max((s.max_tokens for s in speaking), default=256)
         for step in stage.steps:
             if isinstance(step, Train):
                 trainer = step.load_trainer()
-                rows = max(rows, trainer.micro_batch * (2 if trainer.rows == "pairs" else 1))
-            if isinstance(step, Sample | Rewrite | Evaluate):
-                longest = max(longest, 2 * step.max_tokens)
-    logits = rows * longest * shape.vocabulary * 4 * 2
-    return shape.parameters * 4 * 4 + logits + shape.parameters * 4
+                # A pair has its prompt once, an answer beside another prompt's has it twice.
+                rows = {"pairs": asked + 2 * said, "labelled": 2 * (asked + said)}
+                tokens = rows.get(trainer.rows, asked + said)
+                found.append(first_that_fits(ways(trainer, shape, tokens, "full"), free))
+    jobs = [job for job in found if job is not None]
+    return max(jobs, key=lambda job: job.total, default=None)
+
+
+def free_memory() -> int:
+    """Return the bytes that a training job may take: of the first card, where its driver tells."""
+    with suppress(OSError, subprocess.SubprocessError, ValueError):
+        told = subprocess.run(
+            ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+        return int(told.stdout.split()[0]) << 20
+    return int(psutil.virtual_memory().available)
 
 
 def _existing(path: Path) -> Path:

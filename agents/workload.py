@@ -156,6 +156,11 @@ def asked(prompts: Sequence[Prompt]) -> int:
     return int(characters / _CHARACTERS_A_TOKEN) + _TEMPLATE * len(prompts)
 
 
+def longest_asked(prompt: Prompt) -> int:
+    """Return about how many tokens one prompt has, in its chat template."""
+    return asked((prompt,))
+
+
 def measured(recipe: Recipe, prompts: Sequence[Prompt]) -> Work:
     """Return what it takes to answer prompts and judge the answers, as `evaluate` does."""
     step, calls = recipe.evaluate, len(prompts)

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from ..agents.gating import check_judges
 from ..agents.operators.elicit import Sample
 from ..agents.operators.improve import Train
-from ..agents.planning import RunPlan, Shape, plan, shape_of
+from ..agents.planning import RunPlan, plan
 from ..agents.prompts import load_prompts
 from ..agents.recipe import Recipe
 from ..policies import catalog
+from ..trainers.estimate import Shape, shape_of
 from ..types import Prompt
 from .console import clean
 
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-_SMOL = Shape(parameters=134_515_008, vocabulary=49_152, bytes_on_disk=538_060_032)
-"""SmolLM2-135M in fp32, before it is fetched."""
-_NOTHING = Shape(0, 0, 0)
+_SMOL = Shape(
+    parameters=134_515_008, layers=30, width=576, inner=1536, vocabulary=49_152, linear=10_176
+)
+"""SmolLM2-135M, before it is fetched."""
+_NOTHING = Shape(0, 0, 0, 0, 0, 0)
 
 
 def forecast(recipe: Recipe, cache: Path, runs: Path) -> Row:
@@ -51,7 +54,7 @@ def forecast(recipe: Recipe, cache: Path, runs: Path) -> Row:
         "rounds": recipe.rounds,
         "phases": [asdict(phase) | {"hours": list(phase.hours)} for phase in found.phases],
         "hours": list(found.hours) if shape.parameters else None,
-        "memory": {"needed": found.memory_needed, "there": found.memory_there},
+        "memory": _memory(found),
         "disk": {"needed": found.disk_needed, "there": found.disk_there},
         "smallest_gain": found.smallest_gain if found.heldout else None,
         "calls": {role: calls for role, (calls, _) in found.bill.items()},
@@ -83,6 +86,18 @@ def student_shape(recipe: Recipe, cache: Path) -> tuple[Shape, str]:
     return _NOTHING, "not known: it is not fetched yet"
 
 
+def _memory(found: RunPlan) -> Row:
+    """Return what the largest training job takes, by part, and what is free."""
+    job = found.training
+    way = {"weights": job.way, "recompute": job.recompute} if job else {}
+    return {
+        "needed": job.total if job else 0,
+        "there": found.memory_there,
+        "parts": dict(job.parts) if job else {},
+        **way,
+    }
+
+
 def _of(prompts: Sequence[Prompt], split: str) -> int:
     return sum(1 for prompt in prompts if prompt.split == split)
 
@@ -96,10 +111,11 @@ def _dollars(found: RunPlan) -> float | None:
 def _problems(recipe: Recipe, prompts: Sequence[Prompt], found: RunPlan, shape: Shape) -> list[str]:
     """Return a line for each thing that will not fit."""
     problems = []
-    if shape.parameters and found.memory_needed > found.memory_there:
+    needed = found.training.total if found.training else 0
+    if shape.parameters and needed > found.memory_there:
         problems.append(
-            f"memory: training needs about {_bytes(found.memory_needed)}, {_bytes(found.memory_there)} "
-            "are free; make micro_batch or max_tokens smaller, or take a smaller student"
+            f"memory: training needs about {_bytes(needed)}, {_bytes(found.memory_there)} are free; "
+            "make micro_batch or max_tokens smaller, say `weights: auto`, or take a smaller student"
         )
     if found.disk_needed > found.disk_there:
         problems.append(
@@ -154,12 +170,22 @@ def _lines(found: Row) -> list[str]:
         f"student   {found['student']}: {size} ({found['size_known']})",
         f"prompts   {prompts['train']} to train, {prompts['heldout']} held out, {prompts['test']} for test",
         f"time      {span(found['hours'])} on this machine" if found["hours"] else "time      not known",
-        f"memory    about {_bytes(memory['needed'])} of {_bytes(memory['there'])} free",
+        f"memory    about {_bytes(memory['needed'])} of {_bytes(memory['there'])} free{_parts(memory)}",
         f"disk      about {_bytes(disk['needed'])} of {_bytes(disk['there'])} free",
         f"evidence  a gain of about {gain:.2f} or more shows four times in five" if gain else
         "evidence  none: no prompt is held out",
         f"cost      {_cost(found)}",
     ]  # fmt: skip
+
+
+def _parts(memory: Row) -> str:
+    """Return what the memory is for: the largest training job."""
+    if not memory["parts"]:
+        return ""
+    parts = ", ".join(f"{name} {_bytes(size)}" for name, size in memory["parts"].items())
+    way = "all weights" if memory["weights"] == "full" else "an adapter"
+    again = ", activations computed again" if memory["recompute"] else ""
+    return f" to train {way}{again}: {parts}"
 
 
 def _cost(found: Row) -> str:

@@ -456,3 +456,21 @@ def test_the_plan_counts_what_a_model_as_judge_is_asked_besides(
         made = next(p["calls"] for p in planned["phases"] if p["step"] == "sample")
     assert found[0] == read.rounds * 2 * made
     assert found[20] - found[0] == read.rounds * 2 * (20 + 30)
+
+
+def test_the_plan_shows_memory_by_part(tmp_path: Path) -> None:
+    """The largest training job is told by part, the parts add up, and pairs count their prompt once."""
+    text = (Path(redistill.__file__).parent / "examples" / "smallest_edit.yaml").read_text("utf-8")
+    found = forecast(load_recipe(text, "a.yaml", base=tmp_path), tmp_path, tmp_path)["memory"]
+    assert found["needed"] == sum(found["parts"].values())
+    assert list(found["parts"]) == [
+        "weights",
+        "gradients",
+        "moments",
+        "activations",
+        "log-probs",
+        "process",
+    ]
+    assert found["weights"] == "full"
+    # A prompt of about 60 tokens and twice 32 of answers, eight rows at once, as SmolLM2's blocks keep them.
+    assert 0.8e9 < found["parts"]["activations"] < 2e9

@@ -47,6 +47,7 @@ MAY_IMPORT_TORCH = {
     "trainers.answers",
     "trainers.guarded",
     "trainers.checkpoints",
+    "trainers.weights",
     "testing.tiny",
 }
 """Imported only where a model is loaded or trained; `test_torch_is_imported_lazily` keeps it so."""
