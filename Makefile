@@ -10,7 +10,7 @@ NAME    ?=
 # packages of the same name.
 export PYTHONSAFEPATH = 1
 
-.PHONY: setup quickstart control test test-slow lint format schema docs bench bench-store bench-judges clean
+.PHONY: setup quickstart control test test-slow lint format schema docs bench bench-store bench-judges bench-train clean
 
 setup: $(STAMP)
 
@@ -63,6 +63,10 @@ bench-store: $(STAMP)
 # Processor time of a judge call, beside raw aiohttp and, where it is installed, the OpenAI SDK.
 bench-judges: $(STAMP)
 	$(BIN)/python benchmarks/judges.py
+
+# A DPO job of SmolLM2 beside TRL with a loaded reference and with precomputed log-probs: about ten minutes.
+bench-train: $(STAMP)
+	$(BIN)/python benchmarks/train.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

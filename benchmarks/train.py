@@ -3,7 +3,7 @@
 Three arms, each a process of its own, on the same weights, pairs, order, micro-batch and schedule, in fp32:
 `loaded` is TRL's DPOTrainer with the reference model beside the policy; `precomputed` is the same with the
 reference's log-probs in its rows, made before and not counted; `redistill` runs a job, from its files to the
-published revision. CPU seconds are those of the steps alone (of the job too, in `job_cpu_s`), memory is the most
+published revision; `recomputed` is the same with activations computed again in the backward pass. CPU seconds are those of the steps alone (of the job too, in `job_cpu_s`), memory is the most
 that the process has held. Pairs are those of the starter exam, in SmolLM2's chat template.
 
 Writes `benchmarks/results/train.json`. Ratios are the figures; seconds belong to one machine.
@@ -28,7 +28,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results" / "train.json"
 STUDENT = "smollm2-135m"
 PAIRS, BATCH, STEPS, BETA, RATE = 32, 8, 4, 0.1, 5e-6
-ARMS = ("loaded", "precomputed", "redistill")
+ARMS = ("loaded", "precomputed", "redistill", "recomputed")
 Row = dict[str, Any]
 
 
@@ -42,7 +42,8 @@ def main() -> None:
     if told.arm == "rows":
         make_rows(told.folder)
     elif told.arm:
-        print(json.dumps({"redistill": ours}.get(told.arm, theirs)(told.arm, told.folder)))
+        work = ours if told.arm in ("redistill", "recomputed") else theirs
+        print(json.dumps(work(told.arm, told.folder)))
     else:
         measure(told.repeats)
 
@@ -66,9 +67,11 @@ def measure(repeats: int) -> None:
         "time_ratio_precomputed": _ratio(found, "precomputed", "cpu_s"),
         "memory_ratio_loaded": _ratio(found, "loaded", "peak_mb"),
         "memory_ratio_precomputed": _ratio(found, "precomputed", "peak_mb"),
+        "time_ratio_loaded_recomputed": _ratio(found, "loaded", "cpu_s", "recomputed"),
+        "memory_ratio_loaded_recomputed": _ratio(found, "loaded", "peak_mb", "recomputed"),
         "max_loss_difference": max(
             abs(a - b)
-            for name in ("loaded", "precomputed")
+            for name in ("loaded", "precomputed", "recomputed")
             for a, b in zip(ours_losses, found[name][0]["losses"], strict=True)
         ),
         "cpu_s": {name: [round(r["cpu_s"], 1) for r in runs] for name, runs in found.items()},
@@ -83,8 +86,8 @@ def measure(repeats: int) -> None:
     print(json.dumps(result, indent=2))
 
 
-def _ratio(found: dict[str, list[Row]], other: str, figure: str) -> float:
-    both = zip(found["redistill"], found[other], strict=True)
+def _ratio(found: dict[str, list[Row]], other: str, figure: str, arm: str = "redistill") -> float:
+    both = zip(found[arm], found[other], strict=True)
     return round(float(statistics.median(mine[figure] / its[figure] for mine, its in both)), 3)
 
 
@@ -150,7 +153,7 @@ def _threads() -> int:
     return threads
 
 
-def ours(arm: str, folder: Path) -> Row:  # noqa: ARG001 - as the other one
+def ours(arm: str, folder: Path) -> Row:
     """Run a job."""
     from redistill.trainers.preference import DPO
     from redistill.trainers.rows import rows_table, write_rows
@@ -159,7 +162,12 @@ def ours(arm: str, folder: Path) -> Row:  # noqa: ARG001 - as the other one
     run = Path(tempfile.mkdtemp(dir=folder))
     job = run / "jobs" / "1"
     trainer = DPO(
-        beta=BETA, learning_rate=RATE, batch_size=BATCH, micro_batch=BATCH, steps=STEPS, floor=0
+        beta=BETA,
+        learning_rate=RATE,
+        batch_size=BATCH,
+        micro_batch=BATCH,
+        steps=STEPS,
+        recompute=arm == "recomputed",
     )
     digest = write_rows(job / "rows.parquet", rows_table("pairs", _rows(folder)))
     Job(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import BadInput
-from .shared import Json, cache_folder, print_json, read_recipe, terminal
+from .shared import RUNS, Json, RunName, Runs, cache_folder, print_json, read_recipe, terminal
 
 if TYPE_CHECKING:
     from ..agents.exam_speaker import ExamSpeaker
@@ -73,6 +73,53 @@ def admit(
         return
     _show(headline(record), record)
     terminal().print(f"kept in {kept}", highlight=False, markup=False, style="dim", soft_wrap=True)
+
+
+@app.command()
+def train(
+    run: RunName,
+    trainer: Annotated[
+        str, typer.Option(help="A trainer that makes a judge, with its settings as in a recipe.")
+    ] = "reward",
+    steps: Annotated[
+        list[str] | None,
+        typer.Option("--step", help="Only pairs of this step; may be given more than once."),
+    ] = None,
+    runs: Runs = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Train a judge on the pairs of a run; it has yet to pass its exam."""
+    import yaml
+
+    from ..agents import plugins
+    from ..agents.judge_training import train_judge
+    from ..report.console import Progressing
+    from ..store.query import snapshot
+    from ..trainers.trainer import BUILTINS
+
+    folder = runs / run
+    snapshot(folder)  # a log file of a run that is not there would make its folder
+    made = plugins.build("trainers", yaml.safe_load(trainer), BUILTINS, "--trainer")
+    progress = Progressing(terminal(stderr=as_json), quiet=as_json)
+    progress.open(folder)
+    try:
+        found = train_judge(folder, made, steps or (), progress)
+    finally:
+        progress.close()
+    if as_json:
+        print_json(
+            {"judge": found.spec, "pairs": found.pairs, "steps": found.result.steps}
+            | {"metrics": found.result.metrics}
+        )
+        return
+    told = f"trained on {found.pairs} pairs in {found.result.steps} steps: {found.folder}"
+    terminal().print(told, highlight=False, markup=False, soft_wrap=True)
+    terminal().print(
+        f"examine it: redistill judge admit '{found.spec}'",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 @app.command()

@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -50,7 +52,7 @@ def _commands() -> str:
         _NOTE,
         "Exit codes: 0 done, 2 bad input, 3 busy, 4 environment, 75 try later.\n",
     ]
-    for name, sub in sorted(getattr(command, "commands", {}).items()):
+    for name, sub in _leaves("", command):
         parts.append(f"## redistill {name}\n\n{(sub.help or '').strip()}\n")
         parts.append("| argument | meaning |\n|---|---|")
         for parameter in sub.params:
@@ -60,6 +62,16 @@ def _commands() -> str:
             parts.append(f"| {shown} | {getattr(parameter, 'help', None) or ''} |")
         parts.append("")
     return "\n".join(parts)
+
+
+def _leaves(path: str, command: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every command that does something, with the words that call it."""
+    for name, sub in sorted(getattr(command, "commands", {}).items()):
+        words = f"{path} {name}".strip()
+        if getattr(sub, "commands", None):
+            yield from _leaves(words, sub)
+        else:
+            yield words, sub
 
 
 def _names() -> str:

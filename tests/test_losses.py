@@ -13,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jobs import Bench, Row, answers, labelled, load, pairs
 from torch import Tensor
+from transformers import AutoModelForSequenceClassification
 
 from redistill.trainers import losses
 from redistill.trainers.guarded import Guarded
 from redistill.trainers.losses import PairLogps
 from redistill.trainers.preference import DPO, KTO, ORPO, TPO, Preference, SimPO
+from redistill.trainers.reward import Reward
 from redistill.trainers.supervised import SFT
 from redistill.trainers.trainer import Trainer
 
@@ -101,6 +103,16 @@ def by_hand_tpo(read: Read, rows: list[Row]) -> Tensor:
     return _mean(found, rows)
 
 
+def by_hand_reward(read: Read, rows: list[Row]) -> Tensor:
+    """Bradley and Terry with a margin of 0.4 each unit, a soft label, and 0.05 of the squared sum; `read` is a reward."""
+    found = []
+    for row in rows:
+        chosen, rejected = _both(read, row)
+        liked = _soft(chosen - rejected - 0.4 * row["margin"], row["probability"])
+        found.append(liked + 0.05 * (chosen + rejected) ** 2)
+    return _mean(found, rows)
+
+
 def by_hand_kto(read: Read, rows: list[Row]) -> Tensor:
     """Equation 8 of Ethayarajh et al., with beta 0.2; wanted answers weigh 1.5, unwanted ones 0.5."""
     moved = [read(r["prompt_ids"], r["other_ids"]) - r["ref_other_logp"] for r in rows]
@@ -160,6 +172,7 @@ CASES = {
     "orpo": Case(ORPO(beta=0.4, **SHORT), _pairs, by_hand_orpo),
     "simpo": Case(SimPO(beta=2.0, gamma=0.7, **SHORT), _pairs, by_hand_simpo),
     "tpo": Case(TPO(beta=0.05, alpha=0.6, **SHORT), _pairs, by_hand_tpo),
+    "reward": Case(Reward(margin=0.4, labels="soft", center=0.05, **SHORT), _pairs, by_hand_reward),
     "kto": Case(
         KTO(beta=0.2, desirable=1.5, undesirable=0.5, **SHORT),
         lambda n: _weighted(labelled(n)),
@@ -200,16 +213,32 @@ def measure(
     return Measured(loss, gradient)
 
 
+def with_head(bench: Bench) -> Any:
+    """Return the start as a reward model in float64, with the head that a job of seed 0 gives it."""
+    torch.manual_seed(0)
+    model: Any = AutoModelForSequenceClassification.from_pretrained(
+        bench.start, num_labels=1, dtype=torch.float32
+    )
+    return model.double()
+
+
 def by_hand(bench: Bench, case: Case, rows: list[Row]) -> Measured:
     """Compute loss and gradient in float64, one sequence at a time, from full logits."""
     model = load(bench.start).double()
+    if case.trainer.makes == "judge":
+        model = with_head(bench)
+
+    def reward(prompt: list[int], answer: list[int]) -> Tensor:
+        model.config.pad_token_id = None
+        found: Tensor = model(input_ids=torch.tensor([prompt + answer])).logits[0, 0]
+        return found
 
     def read(prompt: list[int], answer: list[int]) -> Tensor:
         logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
         picked: Tensor = logits.log_softmax(-1)[range(len(answer)), answer].sum()
         return picked
 
-    loss = case.by_hand(read, rows)
+    loss = case.by_hand(reward if case.trainer.makes == "judge" else read, rows)
     loss.backward()
     found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     return Measured(float(loss.detach()), found)
@@ -400,5 +429,5 @@ def test_kinds_are_spread_over_the_batches(kinds: list[int], seed: int) -> None:
 
 def test_every_preference_trainer_has_a_formula_here() -> None:
     """A new trainer cannot come without its formula."""
-    every = {*Preference.__subclasses__(), KTO, SFT}
+    every = {*Preference.__subclasses__(), KTO, SFT, Reward}
     assert {type(case.trainer) for case in CASES.values()} == every

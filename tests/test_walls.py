@@ -48,6 +48,7 @@ MAY_IMPORT_TORCH = {
     "trainers.guarded",
     "trainers.checkpoints",
     "trainers.weights",
+    "trainers.rewards",
     "testing.tiny",
 }
 """Imported only where a model is loaded or trained; `test_torch_is_imported_lazily` keeps it so."""

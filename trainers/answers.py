@@ -84,7 +84,7 @@ class AnswerSFT(Guarded, SFTTrainer):
         counts = [
             (batch["labels"][:, 1:].ne(IGNORED) * batch["weights"]).sum() for batch in batch_samples
         ]
-        return _of_all(self, torch.stack(counts).sum().to(device))
+        return of_all(self, torch.stack(counts).sum().to(device))
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Weigh each token's log-prob, and leave the rest to TRL."""
@@ -136,7 +136,7 @@ class Formula(Guarded, SFTTrainer):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """Weigh the rows of a whole optimiser step."""
         total = torch.stack([batch["weights"].sum() for batch in batch_samples]).sum()
-        return _of_all(self, total.to(device))
+        return of_all(self, total.to(device))
 
     def compute_loss(
         self,
@@ -157,7 +157,7 @@ class Formula(Guarded, SFTTrainer):
             self._metrics["train"][name].append(float(value.detach().mean()))
 
 
-def _of_all(trainer: Any, count: Tensor) -> Tensor:
+def of_all(trainer: Any, count: Tensor) -> Tensor:
     """Add up a count over all processes of a job."""
     if trainer.args.world_size == 1:
         return count

@@ -41,6 +41,8 @@ Status = Literal[
     "no_space",
     "failed",
 ]
+Makes = Literal["student", "judge"]
+"""What comes of a trainer."""
 Emit = Callable[[dict[str, Any]], None]
 """Takes one event of a running job, for example `{"event": "step", "step": 1, ...}`."""
 
@@ -51,6 +53,7 @@ BUILTINS = {
     "orpo": "redistill.trainers.preference:ORPO",
     "simpo": "redistill.trainers.preference:SimPO",
     "tpo": "redistill.trainers.preference:TPO",
+    "reward": "redistill.trainers.reward:Reward",
 }
 
 _OURS = {
@@ -92,6 +95,8 @@ class Trainer(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: ClassVar[str]
     rows: ClassVar[RowsKind]
+    makes: ClassVar[Makes] = "student"
+    """Whether what it trains is the next student, or a judge."""
     reference: ClassVar[bool] = False
     """Whether rows need log-probs of the reference policy."""
     gold: ClassVar[bool] = False

@@ -23,7 +23,7 @@ from .processes import first, world
 from .rows import training_order
 from .trainer import Emit, FitResult, Job, Status, Trainer
 from .watch import Stopped, Watch
-from .weights import Weights, base_folder, open_weights, publish_weights, start_way
+from .weights import Weights, base_folder, open_weights, publish_judge, publish_weights, start_way
 
 _TRLS_REFERENCE = "ref"
 """Adapter that TRL's DPOTrainer adds as a copy, though the reference is in the rows."""
@@ -130,7 +130,7 @@ class _Attempt:
         self, examples: Sequence[dict[str, Any]], micro: int, kinds: Sequence[object]
     ) -> FitResult:
         way = self._way(examples)
-        weights = open_weights(self.job, way.way, self.trainer.rank)
+        weights = open_weights(self.job, self.trainer, way.way)
         if weights.opened != self.job.start_revision:
             holds = f"{self.job.start_folder.name} holds {weights.opened}"
             message = f"{holds}, not {self.job.start_revision}"
@@ -158,7 +158,12 @@ class _Attempt:
         gc.collect()
         facts = self.job.facts(self.trainer, rows=len(examples), steps=self.steps)
         facts |= {"weights": way.way, "recompute": way.recompute}
-        if not publish_weights(self.job, trained, base, facts):
+        judge = self.trainer.makes == "judge"
+        if not (
+            publish_judge(self.job, trained, facts)
+            if judge
+            else publish_weights(self.job, trained, base, facts)
+        ):
             return self._failed("failed", "the saved weights are not those that were trained")
         return FitResult(
             status="trained",
@@ -190,7 +195,8 @@ class _Attempt:
 
     def _train(self, weights: Weights, rows: Dataset, told: dict[str, Any]) -> None:
         bare = weights.bare
-        config, generation = copy.deepcopy((bare.config, bare.generation_config))
+        config = copy.deepcopy(bare.config)
+        generation = copy.deepcopy(getattr(bare, "generation_config", None))
         with checkpoints.folder(self.job, self.trainer.save_every) as scratch:
             driver = self.method(
                 model=weights.model,
@@ -210,7 +216,9 @@ class _Attempt:
             self.emit({"event": "begin", "steps": told["max_steps"], "from": self.steps})
             driver.train(resume_from_checkpoint=str(last) if last else None)
         # TRL writes its pad token into both, and binds `forward` to its own head.
-        bare.config, bare.generation_config = config, generation
+        bare.config = config
+        if generation is not None:
+            bare.generation_config = generation
         bare.__dict__.pop("forward", None)
         if weights.base and _TRLS_REFERENCE in weights.model.peft_config:
             weights.model.delete_adapter(_TRLS_REFERENCE)

@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
 from ..policies import adapter
 from ..policies.revision import canary_sequences, fingerprint_model, publish, record_canary
 from .estimate import Way
-from .trainer import Job
+from .trainer import Job, Trainer
 
 _CARRIED: tuple[str, ...] = (
     *("tokenizer*", "chat_template*", "special_tokens_map*", "added_tokens*", "vocab*"),
@@ -69,11 +74,13 @@ def base_folder(job: Job) -> Path:
     return job.revisions_root / base if base else job.start_folder
 
 
-def open_weights(job: Job, way: Way, rank: int) -> Weights:
-    """Load a job's start, and put an adapter on it where one is to be trained and none is there.
+def open_weights(job: Job, trainer: Trainer, way: Way) -> Weights:
+    """Load a job's start, and put on it what is to be trained and is not there: an adapter, or a judge's head.
 
     One adapter is continued through a run: it is never put on another one.
     """
+    if trainer.makes == "judge":
+        return _with_head(job)
     base = adapter.base_of(job.start_folder)
     if base is not None:
         model = adapter.attach(_load(base_folder(job)), job.start_folder, trainable=True)
@@ -86,9 +93,41 @@ def open_weights(job: Job, way: Way, rank: int) -> Weights:
 
     torch.manual_seed(job.seed)  # half of an adapter begins at random
     settings = peft.LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
+        r=trainer.rank,
+        lora_alpha=2 * trainer.rank,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
     )
     return Weights(peft.get_peft_model(model, settings), opened, opened)
+
+
+def _with_head(job: Job) -> Weights:
+    """Load a job's start as a reward model whose head is new."""
+    opened = fingerprint_model(_load(job.start_folder))
+    torch.manual_seed(job.seed)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        job.start_folder, num_labels=1, dtype=torch.float32
+    )
+    return Weights(model, opened, None)
+
+
+def publish_judge(job: Job, trained: str, facts: dict[str, Any]) -> str | None:
+    """Publish a reward model that the disk holds as it was trained.
+
+    Returns:
+        Its revision; None where the disk holds other weights than were trained.
+    """
+    model = AutoModelForSequenceClassification.from_pretrained(job.staging, dtype=torch.float32)
+    if fingerprint_model(model) != trained:
+        return None
+    start = job.start_revision
+    return publish(
+        *(job.staging, job.revisions_root),
+        revision=trained,
+        parent=start,
+        canary=None,
+        facts=facts | {"makes": "judge"},
+    ).id
 
 
 def publish_weights(job: Job, trained: str, base: str | None, facts: dict[str, Any]) -> str | None:

@@ -79,11 +79,14 @@ class Train(Operator):
         return built
 
     def check(self, where: str) -> list[Problem]:
-        """Find a trainer that does not exist or has wrong settings."""
+        """Find a trainer that does not exist, has wrong settings, or makes no student."""
         try:
-            self.load_trainer(f"{where}.trainer")
+            trainer = self.load_trainer(f"{where}.trainer")
         except BadInput as error:
             return list(error.problems)
+        if trainer.makes == "judge":
+            what = f"{trainer.name} makes a judge, and a round trains a student"
+            return [Problem(f"{where}.trainer", what, "`redistill judge train RUN` runs it")]
         return []
 
     async def advance(self, turn: Turn) -> Advance:
