@@ -1,9 +1,10 @@
 """What a DPO job costs: ours beside TRL with a loaded reference, and beside TRL with log-probs that cost it nothing.
 
-Three arms, each a process of its own, on the same weights, pairs, order, micro-batch and schedule, in fp32:
+Five arms, each a process of its own, on the same weights, pairs, order, micro-batch and schedule, in fp32:
 `loaded` is TRL's DPOTrainer with the reference model beside the policy; `precomputed` is the same with the
 reference's log-probs in its rows, made before and not counted; `redistill` runs a job, from its files to the
-published revision; `recomputed` is the same with activations computed again in the backward pass. CPU seconds are those of the steps alone (of the job too, in `job_cpu_s`), memory is the most
+published revision. None of the three computes activations again in the backward pass; `loaded_recomputed` (TRL's own
+default) and `recomputed` are `loaded` and `redistill` that do. CPU seconds are those of the steps alone (of the job too, in `job_cpu_s`), memory is the most
 that the process has held. Pairs are those of the starter exam, in SmolLM2's chat template.
 
 Writes `benchmarks/results/train.json`. Ratios are the figures; seconds belong to one machine.
@@ -28,7 +29,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results" / "train.json"
 STUDENT = "smollm2-135m"
 PAIRS, BATCH, STEPS, BETA, RATE = 32, 8, 4, 0.1, 5e-6
-ARMS = ("loaded", "precomputed", "redistill", "recomputed")
+ARMS = ("loaded", "loaded_recomputed", "precomputed", "redistill", "recomputed")
 Row = dict[str, Any]
 
 
@@ -67,11 +68,14 @@ def measure(repeats: int) -> None:
         "time_ratio_precomputed": _ratio(found, "precomputed", "cpu_s"),
         "memory_ratio_loaded": _ratio(found, "loaded", "peak_mb"),
         "memory_ratio_precomputed": _ratio(found, "precomputed", "peak_mb"),
-        "time_ratio_loaded_recomputed": _ratio(found, "loaded", "cpu_s", "recomputed"),
+        "both_recomputed": {
+            "time_ratio_loaded": _ratio(found, "loaded_recomputed", "cpu_s", "recomputed"),
+            "memory_ratio_loaded": _ratio(found, "loaded_recomputed", "peak_mb", "recomputed"),
+        },
         "memory_ratio_loaded_recomputed": _ratio(found, "loaded", "peak_mb", "recomputed"),
         "max_loss_difference": max(
             abs(a - b)
-            for name in ("loaded", "precomputed", "recomputed")
+            for name in ARMS
             for a, b in zip(ours_losses, found[name][0]["losses"], strict=True)
         ),
         "cpu_s": {name: [round(r["cpu_s"], 1) for r in runs] for name, runs in found.items()},
@@ -208,7 +212,7 @@ def theirs(arm: str, folder: Path) -> Row:
     from redistill.trainers.answers import AnswerDPO
     from redistill.trainers.preference import DPO
     from redistill.trainers.rows import training_order
-    from redistill.trainers.tuning import settings
+    from redistill.trainers.tuning import RECOMPUTE, settings
 
     class Given(DPOTrainer):
         """Takes token ids and log-probs as they are."""
@@ -236,7 +240,7 @@ def theirs(arm: str, folder: Path) -> Row:
     model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
     reference = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
     common = settings(trainer, 0, AnswerDPO, BATCH, STEPS)
-    common |= {"precompute_ref_log_probs": known}
+    common |= {"precompute_ref_log_probs": known, RECOMPUTE: arm == "loaded_recomputed"}
     driver = Given(
         model=model,
         ref_model=None if known else reference,

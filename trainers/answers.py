@@ -175,8 +175,9 @@ class _Sharing:
         """Return the model that reads a batch of pairs."""
         longest = batch["input_ids"].size(1)
         if self._fine and longest > self._longest:
-            # A window that was wide enough for shorter rows may not be for these.
-            self._longest, self._fine = longest, can_share(model, batch)
+            # A window that was wide enough for shorter rows may not be for these. The bare model is asked, because
+            # the wrapper of several processes would wait for the others, whose rows may be no longer than before.
+            self._longest, self._fine = longest, can_share(getattr(model, "module", model), batch)
         return sharing(model) if self._fine else model
 
 

@@ -22,16 +22,24 @@ _STATE = "trainer_state.json"
 
 @contextmanager
 def folder(job: Job, save_every: int) -> Iterator[Path]:
-    """Lend a folder for a job's checkpoints, which goes when the job has ended; a kill leaves it."""
+    """Lend a folder for a job's checkpoints; it stays, for a try that begins where this one broke off."""
     if not save_every:
         with tempfile.TemporaryDirectory() as scratch:
             yield Path(scratch)
         return
-    kept = job.rows.parent / "checkpoints"
+    kept = _kept(job)
     kept.mkdir(exist_ok=True)
     yield kept
+
+
+def clear(job: Job) -> None:
+    """Take away the checkpoints of a job that has ended."""
     if int(os.environ.get("RANK", "0")) == 0:
-        shutil.rmtree(kept)
+        shutil.rmtree(_kept(job), ignore_errors=True)
+
+
+def _kept(job: Job) -> Path:
+    return job.rows.parent / "checkpoints"
 
 
 def newest(place: Path) -> Path | None:

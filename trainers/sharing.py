@@ -130,7 +130,7 @@ def can_share(model: Any, batch: Mapping[str, Tensor]) -> bool:
     others; which models do is not to be told from their settings.
 
     Args:
-        model: with TRL's fused head.
+        model: with TRL's fused head, in no wrapper.
         batch: pairs as TRL has them.
     """
     if _attention(model) not in _MASKED:

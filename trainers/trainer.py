@@ -119,7 +119,7 @@ class Trainer(BaseModel, ABC):
     rank: int = Field(16, ge=1)
     """Of the adapter."""
     recompute: bool | Literal["auto"] = "auto"
-    """Compute activations again in the backward pass: a fourth more time, and a fraction of their memory. `auto`
+    """Compute activations again in the backward pass: a tenth more time, and a fraction of their memory. `auto`
     does it where they do not fit."""
     warmup_steps: int = Field(2, ge=0)
     """Steps in which the rate rises from 10 % to its peak; fewer where the job is shorter."""

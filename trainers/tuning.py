@@ -29,7 +29,7 @@ _TRLS_REFERENCE = "ref"
 """Adapter that TRL's DPOTrainer adds as a copy, though the reference is in the rows."""
 _TRIES = 2
 """How often a job whose numbers were none is tried again."""
-_RECOMPUTE = (
+RECOMPUTE = (
     "activation_checkpointing"
     if "activation_checkpointing" in transformers.TrainingArguments.__dataclass_fields__
     else "gradient_checkpointing"
@@ -77,6 +77,7 @@ def tune(
             if not _is_out_of_memory(error) or world() > 1:
                 raise
         else:
+            checkpoints.clear(job)
             note = f"memory ran out at micro_batch {asked}, {micro} fitted" if micro < asked else ""
             return fitted.model_copy(update={"message": fitted.message or note})
         gc.collect()  # outside of the handler, whose traceback holds the model
@@ -84,6 +85,7 @@ def tune(
         micro = _fitting(micro // 2, each)
         if micro:
             emit({"event": "micro_batch", "micro_batch": micro})
+    checkpoints.clear(job)
     return FitResult(status="out_of_memory", message="memory ran out even at micro_batch 1")
 
 
@@ -141,7 +143,7 @@ class _Attempt:
         steps = self.trainer.plan(len(examples))
         order = training_order(len(examples), steps, self.trainer.batch_size, self.job.seed, kinds)
         told = settings(self.trainer, self.job.seed, self.method, micro, steps)
-        told[_RECOMPUTE] = way.recompute
+        told[RECOMPUTE] = way.recompute
         try:
             self._train(weights, Dataset.from_list(list(examples)).select(order), told)
         except Stopped as stop:
@@ -279,7 +281,7 @@ def settings(
         "ddp_find_unused_parameters": False,
         "ddp_backend": None if on_gpu or world() == 1 else "gloo",
         "bf16": on_gpu and torch.cuda.is_bf16_supported(),
-        _RECOMPUTE: trainer.recompute is True,
+        RECOMPUTE: trainer.recompute is True,
         "save_strategy": "steps" if trainer.save_every else "no",
         "save_steps": trainer.save_every or 500,
         "save_total_limit": 2,
