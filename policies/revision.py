@@ -165,7 +165,7 @@ def publish(
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             continue
-        _sync(root)
+        sync(root)
         return Revision.read(target)
 
 
@@ -342,9 +342,9 @@ def _write_manifest(
     text = json.dumps(manifest, allow_nan=False)
     (folder / MANIFEST).write_text(text, encoding="utf-8")
     for file in [*files, folder / MANIFEST]:
-        _sync(file)
+        sync(file)
     for inner in [*(f for f in folder.rglob("*") if f.is_dir()), folder]:
-        _sync(inner)
+        sync(inner)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -377,7 +377,8 @@ def _intact(folder: Path) -> Revision | None:
     return revision
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file or a folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 
 from redistill.agents import dataset
 from redistill.agents.loop import Place, run
+from redistill.agents.operators.gate import Gate
 from redistill.agents.recipe import load_recipe
 from redistill.errors import BadInput
 from redistill.policies.chat import ChatCodec
@@ -175,6 +176,31 @@ def _logp(model: Any, prompt: list[int], answer: list[int]) -> torch.Tensor:
     logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
     total: torch.Tensor = logits.log_softmax(-1)[range(len(answer)), answer].sum()
     return total
+
+
+def _measured(before: list[str], after: list[str]) -> list[dict[str, Any]]:
+    return [
+        {"answer_before": b, "answer_after": a, "tokens_before": len(b), "tokens_after": len(a)}
+        for b, a in zip(before, after, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("times", "held"), [(1.0, True), (1.9, True), (2.5, False), (0.2, False)])
+def test_f08_a_gain_by_length_is_held_up(times: float, held: bool) -> None:  # noqa: FBT001
+    """Answers of more than twice the champion's length, or less than a third of it, do not take over."""
+    before = [f"{n} is the number of the answer" for n in range(20)]
+    after = [(text * 3)[: int(times * len(text))] for text in before]
+    guard = Gate()._guards(_measured(before, after))["length"]
+    assert guard["ratio"] == pytest.approx(times, abs=0.05)
+    assert guard["held"] is held
+
+
+def test_f09_answers_that_are_all_alike_are_held_up() -> None:
+    """A challenger that says one thing to every prompt has few distinct words, whatever its value."""
+    before = [f"the answer to question {n} is {n * n} of course" for n in range(20)]
+    guards = Gate()._guards(_measured(before, ["yes, yes, yes, yes, yes, yes"] * 20))
+    assert guards["diversity"]["held"] is False
+    assert Gate()._guards(_measured(before, before))["diversity"]["held"] is True
 
 
 # --- tokens

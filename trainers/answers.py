@@ -14,7 +14,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from .guarded import Guarded
+from .guarded import Guarded, Weighed, of_all
 from .losses import LabelledLogps, PairLogps
 from .sharing import IGNORED, can_share, sharing
 from .trainer import Trainer
@@ -99,12 +99,8 @@ class AnswerSFT(Guarded, SFTTrainer):
         return super().compute_loss(head, inputs, *args, **kwargs)  # type: ignore[no-untyped-call]
 
 
-class Formula(Guarded, SFTTrainer):
-    """TRL's loop under a loss of ours: the weighted mean over the rows of an optimiser step.
-
-    So a row of weight 0 counts as if it were absent, and it makes no difference into how many micro-batches a
-    step is cut.
-    """
+class Formula(Weighed, SFTTrainer):
+    """TRL's loop and head under a loss of ours."""
 
     config = SFTConfig
 
@@ -128,41 +124,6 @@ class Formula(Guarded, SFTTrainer):
     @abstractmethod
     def collate(rows: list[Row]) -> dict[str, Tensor]:
         """Return rows as a batch; `weights` has shape (B,)."""
-
-    @abstractmethod
-    def losses(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-        """Return the loss of each row, shape (B,)."""
-
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """Weigh the rows of a whole optimiser step."""
-        total = torch.stack([batch["weights"].sum() for batch in batch_samples]).sum()
-        return of_all(self, total.to(device))
-
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,  # noqa: FBT001, FBT002, ARG002 - transformers' signature
-        num_items_in_batch: Any = None,
-    ) -> Tensor:
-        """Return the micro-batch's share of the step's weighted mean."""
-        losses = self.losses(model, inputs)
-        share: Tensor = (losses * inputs["weights"]).sum() / num_items_in_batch
-        # Several processes' gradients are averaged, and the divisor is all of their rows.
-        return share * int(self.accelerator.num_processes)
-
-    def note(self, **values: Tensor) -> None:
-        """Keep measured values for the step's log, each the mean over its rows."""
-        for name, value in values.items():
-            self._metrics["train"][name].append(float(value.detach().mean()))
-
-
-def of_all(trainer: Any, count: Tensor) -> Tensor:
-    """Add up a count over all processes of a job."""
-    if trainer.args.world_size == 1:
-        return count
-    total: Tensor = trainer.accelerator.gather(count).sum()
-    return total
 
 
 class _Sharing:

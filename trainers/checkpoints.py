@@ -13,6 +13,7 @@ from typing import Any
 
 import transformers
 
+from ..policies.revision import sync
 from .trainer import Job
 
 _WHOLE = "whole.json"
@@ -73,14 +74,6 @@ class Marker(transformers.TrainerCallback):
             return
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         for file in checkpoint.rglob("*"):
-            _sync(file)
+            sync(file)
         (checkpoint / _WHOLE).write_text(json.dumps({"step": state.global_step}), "utf-8")
-        _sync(checkpoint / _WHOLE)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync(checkpoint / _WHOLE)

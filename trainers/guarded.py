@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -9,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 import transformers
+from torch import Tensor
 
 from .trainer import Trainer
 from .watch import Watch
@@ -66,3 +68,47 @@ class Guarded(transformers.Trainer):
         if "loss" in logs:
             self.watch.measured(self.state.global_step, logs)
             self.report(self.state.global_step, dict(logs))
+
+
+class Weighed(Guarded):
+    """A loss of ours: the weighted mean over the rows of an optimiser step.
+
+    So a row of weight 0 counts as if it were absent, and it makes no difference into how many micro-batches a
+    step is cut.
+    """
+
+    @abstractmethod
+    def losses(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        """Return the loss of each row, shape (B,)."""
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """Weigh the rows of a whole optimiser step; `weights` has shape (B,)."""
+        total = torch.stack([batch["weights"].sum() for batch in batch_samples]).sum()
+        return of_all(self, total.to(device))
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,  # noqa: FBT001, FBT002, ARG002 - transformers' signature
+        num_items_in_batch: Any = None,
+    ) -> Tensor:
+        """Return the micro-batch's share of the step's weighted mean."""
+        losses = self.losses(model, inputs)
+        share: Tensor = (losses * inputs["weights"]).sum() / num_items_in_batch
+        # Several processes' gradients are averaged, and the divisor is all of their rows.
+        return share * int(self.accelerator.num_processes)
+
+    def note(self, **values: Tensor) -> None:
+        """Keep measured values for the step's log, each the mean over its rows."""
+        measured: Any = getattr(self, "_metrics")  # noqa: B009 - TRL's, of every trainer of its own
+        for name, value in values.items():
+            measured["train"][name].append(float(value.detach().mean()))
+
+
+def of_all(trainer: transformers.Trainer, count: Tensor) -> Tensor:
+    """Add up a count over all processes of a job."""
+    if trainer.args.world_size == 1:
+        return count
+    total: Tensor = trainer.accelerator.gather(count).sum()
+    return total

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from ..errors import BadInput, Problem
-from .rows import RowsKind, counted, read_rows
+from .rows import RowsKind, counted, read_rows, surely
 from .trainer import Emit, FitResult, Job, Trainer, unknown_options
 
 if TYPE_CHECKING:
@@ -48,12 +48,8 @@ class Preference(Trainer):
                 weight is negative.
         """
         rows = counted(read_rows(job.rows, self.rows, job.dataset_hash).to_pylist(), job.rows)
+        rows = surely(rows, self.labels, job.rows)
         for row in rows:
-            if self.labels == "hard":
-                row["probability"] = 1.0
-            elif row["probability"] is None:
-                told = f"pair {row['id']} has no probability, and labels are soft"
-                raise BadInput.at(str(job.rows), told, "make the pairs `from: comparisons`")
             for name in ("ref_chosen_logp", "ref_rejected_logp"):
                 if row[name] is None and self.reference:
                     raise BadInput.at(str(job.rows), f"pair {row['id']} has no {name}")

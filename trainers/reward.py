@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ..errors import BadInput, Problem
-from .rows import RowsKind, counted, read_rows
+from ..errors import Problem
+from .rows import RowsKind, counted, read_rows, surely
 from .trainer import Emit, FitResult, Job, Makes, Trainer, unknown_options
 
 if TYPE_CHECKING:
@@ -78,10 +78,4 @@ class Reward(Trainer):
         from .tuning import tune
 
         rows = counted(read_rows(job.rows, self.rows, job.dataset_hash).to_pylist(), job.rows)
-        for row in rows:
-            if self.labels == "hard":
-                row["probability"] = 1.0
-            elif row["probability"] is None:
-                told = f"pair {row['id']} has no probability, and labels are soft"
-                raise BadInput.at(str(job.rows), told, "make the pairs `from: comparisons`")
-        return tune(self, job, AnswerRewards, rows, emit)
+        return tune(self, job, AnswerRewards, surely(rows, self.labels, job.rows), emit)

@@ -10,15 +10,15 @@ from torch import Tensor
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
-from .answers import of_all, padded
-from .guarded import Guarded
+from .answers import padded
+from .guarded import Weighed
 from .trainer import Trainer
 
 Row = dict[str, Any]
 
 
-class AnswerRewards(Guarded, RewardTrainer):
-    """Pairs of rewards under the trainer's own loss: the weighted mean over the pairs of an optimiser step."""
+class AnswerRewards(Weighed, RewardTrainer):
+    """Pairs of rewards under the trainer's own loss."""
 
     config = RewardConfig
 
@@ -46,27 +46,19 @@ class AnswerRewards(Guarded, RewardTrainer):
             batch[key] = torch.tensor([row[name] for row in rows], dtype=torch.float32)
         return batch
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """Weigh the pairs of a whole optimiser step."""
-        total = torch.stack([batch["weights"].sum() for batch in batch_samples]).sum()
-        return of_all(self, total.to(device))
-
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,  # noqa: FBT001, FBT002, ARG002 - transformers' signature
-        num_items_in_batch: Any = None,
-    ) -> Tensor:
-        """Return the micro-batch's share of the step's weighted mean."""
+    def losses(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        """Return each pair's loss."""
         chosen, rejected = self._rewards(model, inputs).chunk(2)
-        losses: Tensor = self.trainer.loss(chosen, rejected, inputs)  # type: ignore[attr-defined]
-        self._note("rewards/chosen", chosen)
-        self._note("rewards/rejected", rejected)
-        self._note("rewards/margins", chosen - rejected)
-        self._note("rewards/accuracies", (chosen > rejected).float())
-        share: Tensor = (losses * inputs["weights"]).sum() / num_items_in_batch
-        return share * int(self.accelerator.num_processes)
+        self.note(
+            **{
+                "rewards/chosen": chosen,
+                "rewards/rejected": rejected,
+                "rewards/margins": chosen - rejected,
+                "rewards/accuracies": (chosen > rejected).float(),
+            }
+        )
+        found: Tensor = self.trainer.loss(chosen, rejected, inputs)  # type: ignore[attr-defined]
+        return found
 
     def _rewards(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
@@ -81,6 +73,3 @@ class AnswerRewards(Guarded, RewardTrainer):
         finally:
             config.pad_token_id = kept
         return logits[:, 0].float()
-
-    def _note(self, name: str, values: Tensor) -> None:
-        self._metrics["train"][name].append(float(values.detach().mean()))

@@ -106,6 +106,20 @@ def counted(rows: list[dict[str, Any]], file: Path) -> list[dict[str, Any]]:
     return [row for row in rows if row["weight"] > 0]
 
 
+def surely(rows: list[dict[str, Any]], labels: str, file: Path) -> list[dict[str, Any]]:
+    """Return pairs with the probability of their label: 1 for hard labels, their own for soft ones.
+
+    Raises:
+        BadInput: labels are soft, and a pair has no probability.
+    """
+    if labels == "hard":
+        return [row | {"probability": 1.0} for row in rows]
+    if bare := [row["id"] for row in rows if row["probability"] is None]:
+        told = f"pair {bare[0]} has no probability, and labels are soft"
+        raise BadInput.at(str(file), told, "make the pairs `from: comparisons`")
+    return rows
+
+
 def training_order(
     rows: int, steps: int, batch_size: int, seed: int, kinds: Sequence[object] = ()
 ) -> list[int]:
