@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections import Counter
@@ -19,6 +20,9 @@ from ..trainers.trainer import Job, Trainer
 from ..types import Message, Prompt, TokenIds
 from .operator import Turn
 from .reference import Asked, Reference, Spoken, refer
+
+_MOST_CUT = 0.2
+"""Share of a round's answers that may be cut before it is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,32 @@ async def prepare(turn: Turn, trainer: Trainer, sources: Sources) -> dict[str, l
     turn.run.progress.note(
         f"round {turn.round}: {len(items)} training rows frozen in {time.monotonic() - began:.1f} s"
     )
-    return {"training_row": rows, "event": list(reference.events) if reference else []}
+    events = [*_cut(turn), *(reference.events if reference else [])]
+    return {"training_row": rows, "event": events}
+
+
+def _cut(turn: Turn) -> list[Row]:
+    """Return an event, and say it, where many of the round's answers were cut: those can never be chosen."""
+    [found] = turn.run.store.rows(
+        """
+        SELECT count(*) AS n, count(*) FILTER (WHERE finish_reason = 'length') AS cut
+        FROM completion WHERE round = ? AND split = 'train'
+        """,
+        [turn.round],
+    )
+    if found["cut"] <= _MOST_CUT * found["n"]:
+        return []
+    told = f"{found['cut']} of {found['n']} answers were cut at max_tokens, and none of them is learned"
+    turn.run.progress.note(f"round {turn.round}: {told}: give more tokens, or ask for less")
+    event: Row = {
+        "id": row_id("event", kind="answers_cut", round=turn.round, step=turn.step),
+        "round": turn.round,
+        "step": turn.step,
+        "kind": "answers_cut",
+        "detail": json.dumps(found),
+        "created_at": now(),
+    }
+    return [event]
 
 
 def job_folder(turn: Turn) -> Path:

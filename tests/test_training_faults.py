@@ -186,7 +186,7 @@ def _measured(before: list[str], after: list[str]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("times", "held"), [(1.0, True), (1.9, True), (2.5, False), (0.2, False)])
-def test_f08_a_gain_by_length_is_held_up(times: float, held: bool) -> None:  # noqa: FBT001
+def test_f08_a_gain_by_length_is_held_up(times: float, held: bool) -> None:
     """Answers of more than twice the champion's length, or less than a third of it, do not take over."""
     before = [f"{n} is the number of the answer" for n in range(20)]
     after = [(text * 3)[: int(times * len(text))] for text in before]
@@ -276,6 +276,22 @@ def test_f17_a_cut_answer_learns_no_end(reason: str, ids: tuple[int, ...]) -> No
     row = {"token_ids": None, "text": "ab", "finish_reason": reason}
     said = asyncio.run(dataset._said(turn, row))
     assert (said.token_ids, said.encoded) == (ids, True)
+
+
+def test_f17_many_cut_answers_are_told(tmp_path: Path) -> None:
+    """Where more than a fifth of the answers are cut, an event counts them; the round goes on with the others."""
+    prompts = fake_prompts(train=20, heldout=40, test=40)
+    recipe = _loaded(tmp_path, prompts)
+    [sample, *others] = fake_recipe(gain=0.3, rounds=1)["round"]
+    sample["sample"]["max_tokens"] = 7  # `train0` and its end, and no mark behind it
+    short = _loaded(tmp_path, prompts, round=[sample, *others], name="short")
+    for loaded, events in ((recipe, 0), (short, 1)):
+        folder = run(loaded, place=Place(tmp_path / "runs", tmp_path / "cache"))
+        found = read_rows(folder, "SELECT detail FROM event WHERE kind = 'answers_cut'")
+        assert len(found) == events
+    told = json.loads(found[0]["detail"])
+    assert told["n"] == 80
+    assert told["cut"] > 16
 
 
 def _loaded(base: Path, prompts: list[dict[str, Any]], **changed: Any) -> Any:
