@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from jobs import Bench, answers, load, pairs
+from test_every_trainer import DATA
 
 from redistill.agents.loop import Place, run
 from redistill.agents.recipe import load_recipe
@@ -212,10 +213,15 @@ def test_rounds_with_an_adapter(tmp_path: Path) -> None:
     recipe = {
         "name": "lora",
         "student": "tiny",
-        "prompts": {"file": "redistill:tiny.jsonl", "per_round": 120},
+        "prompts": {"file": "prompts.jsonl", "per_round": 120},
         "roles": {"teacher": {"policy": "tiny-teacher"}},
         "stages": [{"repeat": 1, "round": first}, {"repeat": 1, "round": second}],
     }
+    rows = list(map(json.loads, DATA.read_text("utf-8").splitlines()))
+    few = [row for row in rows if row["split"] != "test"] + [
+        row for row in rows if row["split"] == "test"
+    ][:8]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, few)), "utf-8")
     loaded = load_recipe(json.dumps(recipe), "lora.yaml", base=tmp_path)
     folder = run(loaded, place=Place(tmp_path / "runs", catalog.default_cache()))
     one, two = read_rows(folder, "SELECT * FROM training_run ORDER BY round")

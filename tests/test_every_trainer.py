@@ -26,7 +26,6 @@ KEPT = {"wanted": "verifier = 1"}
 ROUNDS: dict[str, tuple[dict[str, Any], str]] = {
     "sft": ({"select": {"where": "verifier = 1"}}, "sft"),
     "dpo": (PAIR, "dpo"),
-    "orpo": (PAIR, "orpo"),
     "simpo": (PAIR, "simpo"),
     "tpo": (PAIR, "tpo"),
     "kto of pairs": (PAIR, "kto"),

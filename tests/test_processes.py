@@ -23,16 +23,6 @@ from redistill.trainers.trainer import Result, run_job
 MADE: dict[str, Any] = {
     "sft": (SFT(batch_size=8, micro_batch=2, steps=3, learning_rate=1e-4), answers),
     "dpo": (DPO(batch_size=8, micro_batch=2, steps=3, learning_rate=1e-4), pairs),
-    "trl": (
-        DPO(
-            batch_size=8,
-            micro_batch=2,
-            steps=3,
-            learning_rate=1e-4,
-            options={"loss_type": ["ipo"]},
-        ),
-        pairs,
-    ),
 }
 
 
@@ -47,7 +37,7 @@ def _weights(bench: Bench, result: Result) -> dict[str, torch.Tensor]:
 def test_two_processes_give_the_weights_of_one(bench: Bench, name: str) -> None:
     """`accelerate launch` shares each step between two processes; the weights are those of one process."""
     trainer, rows = MADE[name]
-    given = [row | {"weight": 1.0 if name == "trl" else 0.5 + n} for n, row in enumerate(rows(8))]
+    given = [row | {"weight": 0.5 + n} for n, row in enumerate(rows(8))]
     one = bench.train("one", trainer, given)
     two = bench.train("two", trainer, given, processes=2)
     ours, theirs = _weights(bench, one), _weights(bench, two)

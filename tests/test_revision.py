@@ -140,7 +140,7 @@ def test_publication_is_whole_or_nothing(
         if calls > killed_at:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(revision_module, "_sync", sync)
+    monkeypatch.setattr(revision_module, "sync", sync)
     root = tmp_path / "root"
     try:
         put(staging, root)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .trainer import Emit, Job, Result
+from .trainer import Emit, Job, Result, trainer_class
 
 _PORT = "0"
 """Any that is free."""
@@ -40,12 +40,20 @@ def launch(job_folder: Path, run_folder: Path, count: int, emit: Emit) -> Result
     """
     outcome = job_folder / "result.json"
     outcome.unlink(missing_ok=True)
+    job = Job.read(job_folder, run_folder)
+    [(name, told)] = job.trainer.items()
+    rows = trainer_class(name).model_validate(told).batch_size
+    if rows % count:
+        what = f"batch_size: {count} processes cannot share {rows} rows evenly"
+        refused = Result(status="failed", message=what)
+        refused.write(job_folder)
+        return refused
     # `--multi_gpu` is how accelerate's launcher is told to start several at all: with `--cpu` it was seen to
     # start one, unless there is an MPI. The job itself says that they are to train on the processor.
     command = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--multi_gpu"]
     command += ["--num_processes", str(count), "--num_machines", "1", "--main_process_port", _PORT]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", __name__]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(_threads(job_folder, run_folder, count))}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, job.threads // count))}
     with subprocess.Popen(
         [*command, str(job_folder), str(run_folder)],
         stdout=subprocess.PIPE,
@@ -58,10 +66,6 @@ def launch(job_folder: Path, run_folder: Path, count: int, emit: Emit) -> Result
     if outcome.exists():
         return Result.of(job_folder)
     return Result(status="failed", message=f"{count} processes ended with {process.returncode}")
-
-
-def _threads(job_folder: Path, run_folder: Path, count: int) -> int:
-    return max(1, Job.read(job_folder, run_folder).threads // count)
 
 
 def main() -> None:

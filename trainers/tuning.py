@@ -64,10 +64,7 @@ def tune(
     if trainer.plan(len(examples)) == 0:
         return FitResult(status="no_steps", message=trainer.arithmetic(len(examples)))
     torch.set_num_threads(max(1, job.threads // world()))
-    each, left = divmod(trainer.batch_size, world())
-    if left:
-        what = f"{world()} processes cannot share {trainer.batch_size} rows evenly"
-        raise BadInput.at("batch_size", what)
+    each = trainer.batch_size // world()  # without a rest, or they would not have been launched
     asked = micro = _fitting(min(trainer.micro_batch, each), each)
     while micro:
         try:
@@ -139,7 +136,7 @@ class _Attempt:
             return FitResult(status="start_mismatch", message=message)
         if name := _nonfinite_tensor(weights.model):
             return self._failed("nonfinite", f"{name} was not finite before training")
-        start, base = weights.id, weights.base
+        start = weights.id
         steps = self.trainer.plan(len(examples))
         order = training_order(len(examples), steps, self.trainer.batch_size, self.job.seed, kinds)
         told = settings(self.trainer, self.job.seed, self.method, micro, steps)
@@ -150,31 +147,38 @@ class _Attempt:
             return self._failed(stop.status, str(stop))
         if name := _nonfinite_tensor(weights.model):
             return self._failed("nonfinite", f"{name} is not finite after training")
-        trained = weights.id
-        if trained == start:
+        if weights.id == start:
             return self._failed("no_change", f"{self.steps} steps changed no weight")
-        if not first():
-            return FitResult(status="trained", revision=trained, steps=self.steps)
-        weights.save(self.job)
-        del weights
-        gc.collect()
-        facts = self.job.facts(self.trainer, rows=len(examples), steps=self.steps)
-        facts |= {"weights": way.way, "recompute": way.recompute}
-        judge = self.trainer.makes == "judge"
-        if not (
-            publish_judge(self.job, trained, facts)
-            if judge
-            else publish_weights(self.job, trained, base, facts)
-        ):
-            return self._failed("failed", "the saved weights are not those that were trained")
-        return FitResult(
+        return self._publish(weights, way, len(examples))
+
+    def _publish(self, weights: Weights, way: Estimate, rows: int) -> FitResult:
+        """Publish what was trained, if this is the process that does."""
+        trained = FitResult(
             status="trained",
             message=_skipped(self.watch.spikes),
-            revision=trained,
+            revision=weights.id,
             steps=self.steps,
-            rows=len(examples),
+            rows=rows,
             metrics=self.metrics,
         )
+        if not first():
+            return trained
+        weights.save(self.job)
+        # Given up before what the disk holds is read again: two models at once may be more than fit.
+        revision, base = weights.id, weights.base
+        weights.give_up()
+        gc.collect()
+        facts = self.job.facts(self.trainer, rows=rows, steps=self.steps)
+        facts |= {"weights": way.way, "recompute": way.recompute}
+        judge = self.trainer.makes == "judge"
+        told = (
+            publish_judge(self.job, revision, facts)
+            if judge
+            else publish_weights(self.job, revision, base, facts)
+        )
+        if told is None:
+            return self._failed("failed", "the saved weights are not those that were trained")
+        return trained
 
     def _way(self, examples: Sequence[dict[str, Any]]) -> Estimate:
         """Choose how to train by what fits into the memory that is free.
@@ -306,7 +310,7 @@ def _free_memory() -> int:
     """Return the bytes that a job may take: of the card, where there is one."""
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
-    return int(psutil.virtual_memory().available)
+    return int(psutil.virtual_memory().available) // world()
 
 
 def _nonfinite_tensor(model: torch.nn.Module) -> str | None:

@@ -27,7 +27,7 @@ _CARRIED: tuple[str, ...] = (
 """Files of the start folder that the new revision takes over byte for byte."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Weights:
     """A model that a job trains, and what it changes."""
 
@@ -48,6 +48,10 @@ class Weights:
     def id(self) -> str:
         """The revision that the weights are now."""
         return _identity(self.model, self.base)
+
+    def give_up(self) -> None:
+        """Let the memory of the model go."""
+        self.model = None
 
     def save(self, job: Job) -> None:
         """Write what was trained into the job's staging folder."""
