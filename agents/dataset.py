@@ -256,10 +256,17 @@ async def _prompt_ids(
             saw = spoken[item.chosen].saw if keep_context and not item.told else ()
             messages = known[item.prompt_id].messages
             if item.told:
-                messages = (Message("system", item.told), *messages)
+                messages = _told_first(item.told, messages)
             rendered[key] = saw or await turn.run.cast.call(student.encode, messages)
         found |= dict.fromkeys(item.asked, rendered[key])
     return found
+
+
+def _told_first(told: str, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Put a text before a prompt: into its own system turn where it has one, because templates take one."""
+    if messages and messages[0].role == "system":
+        return (Message("system", f"{told}\n\n{messages[0].content}"), *messages[1:])
+    return (Message("system", told), *messages)
 
 
 async def _gold(turn: Turn, items: Sequence[Item], known: dict[str, Prompt]) -> dict[str, TokenIds]:

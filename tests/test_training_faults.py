@@ -320,6 +320,14 @@ def test_f34_a_teacher_with_another_vocabulary_is_refused(tmp_path: Path) -> Non
         run(recipe, place=Place(tmp_path / "runs", tmp_path / "cache"))
 
 
+def test_a_prompt_never_gets_two_system_turns() -> None:
+    """What a prompt is told goes into the system turn that it has, and is one of its own where it has none."""
+    asked, own = Message("user", "Say it."), Message("system", "Be brief.")
+    assert dataset._told_first("Good.", (asked,)) == (Message("system", "Good."), asked)
+    told = dataset._told_first("Good.", (own, asked))
+    assert told == (Message("system", "Good.\n\nBe brief."), asked)
+
+
 def test_f28_rows_that_were_all_dropped_are_told(bench: Bench) -> None:
     """Rows of weight 0 are as good as none, and the job says that it has none."""
     rows = [row | {"weight": 0.0} for row in pairs(8)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 import transformers
 
 from ..policies.revision import sync
+from .processes import first
 from .trainer import Job
 
 _WHOLE = "whole.json"
@@ -35,7 +35,7 @@ def folder(job: Job, save_every: int) -> Iterator[Path]:
 
 def clear(job: Job) -> None:
     """Take away the checkpoints of a job that has ended."""
-    if int(os.environ.get("RANK", "0")) == 0:
+    if first():
         shutil.rmtree(_kept(job), ignore_errors=True)
 
 

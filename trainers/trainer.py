@@ -350,8 +350,10 @@ def run_here(job_folder: Path, run_folder: Path, emit: Emit) -> Result:
         cpu_seconds=time.process_time() - cpu,
         peak_rss_mb=_peak_rss_mb(),
     )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        if result.status == "trained" and int(os.environ.get("RANK", "0")):
+    from .processes import first, world
+
+    if world() > 1:
+        if result.status == "trained" and not first():
             return result  # the first process writes it, when it has published
         if (job_folder / "result.json").exists():
             return result  # the others fail after one has, because it is gone
