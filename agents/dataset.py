@@ -211,7 +211,7 @@ async def _spoken(turn: Turn, items: Sequence[Item]) -> dict[str, Spoken]:
     wanted = {side for item in items for side in item.sides}
     rows = turn.run.store.rows(
         """
-        SELECT c.id::VARCHAR AS id, c.revision, c.finish_reason, t.token_ids, t.logprobs,
+        SELECT c.id::VARCHAR AS id, c.revision, c.finish_reason, t.token_ids, t.logprobs, t.trainable,
                r.token_ids AS saw, a.text
         FROM completion c
         JOIN content a ON a.hash = c.text_hash AND a.round = c.round
@@ -231,6 +231,7 @@ async def _said(turn: Turn, row: Row) -> Spoken:
             logprob=float(sum(row["logprobs"])),
             revision=row["revision"],
             saw=tuple(row["saw"]),
+            trainable=row.get("trainable"),
         )
     ids = await turn.run.cast.call(turn.run.cast.student.spell, row["text"])
     # A cut answer never learns to end where it was cut.
@@ -335,10 +336,13 @@ def _tokens_from(item: Item, spoken: dict[str, Spoken]) -> str:
 
 
 def _completion(item: Item, material: Material) -> dict[str, Any]:
+    said = material.spoken[item.chosen]
+    own = said.trainable
     return {
         "prompt_ids": list(material.prompts[item.asked[0]]),
-        "completion_ids": list(material.spoken[item.chosen].token_ids),
-        "token_weights": None,
+        "completion_ids": list(said.token_ids),
+        # Of a completion of several turns only what the policy spoke itself bears loss.
+        "token_weights": None if own is None else [float(token) for token in own],
     }
 
 

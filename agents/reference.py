@@ -39,6 +39,8 @@ class Spoken:
     """Empty where nobody here rendered it."""
     encoded: bool = False
     """Whether the ids were made from the text, because a server gave none."""
+    trainable: Sequence[bool] | None = None
+    """Which tokens the policy spoke itself; None for all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from redistill.agents import dataset
 from redistill.agents.loop import Place, run
 from redistill.agents.operators.gate import Gate
 from redistill.agents.recipe import load_recipe
+from redistill.agents.reference import Spoken
 from redistill.errors import BadInput
 from redistill.policies.chat import ChatCodec
 from redistill.policies.revision import Revision, canary_sequences, record_canary
@@ -326,6 +327,14 @@ def test_a_prompt_never_gets_two_system_turns() -> None:
     assert dataset._told_first("Good.", (asked,)) == (Message("system", "Good."), asked)
     told = dataset._told_first("Good.", (own, asked))
     assert told == (Message("system", "Good.\n\nBe brief."), asked)
+
+
+@pytest.mark.parametrize(("own", "weights"), [(None, None), ([True, False, True], [1, 0, 1])])
+def test_only_tokens_that_the_policy_spoke_bear_loss(own: Any, weights: Any) -> None:
+    """A row says which tokens are a tool's or a person's, and the training row weighs those 0."""
+    said = Spoken((7, 8, 2), -1.0, "r", (5,), trainable=own)
+    material = dataset.Material([], {"c": said}, {("p", "c"): (5,)}, {}, None)
+    assert dataset._completion(dataset.Item("p", "c"), material)["token_weights"] == weights
 
 
 def test_f28_rows_that_were_all_dropped_are_told(bench: Bench) -> None:
