@@ -22,12 +22,14 @@ from ..hashing import row_id
 from ..policies import catalog
 from ..policies.address import is_remote
 from ..policies.policy import Policy
+from ..policies.precision import Precision
 from ..policies.revision import Revision
 from ..store import facts
 from ..store.store import FILE, Row, Store, now
 from ..trainers.worker import Worker
 from . import plugins
 from .cast import Cast
+from .fitting import settled
 from .forgotten import refuse_forgotten
 from .gating import admission_rows, check_judges
 from .operator import Progress, RunContext
@@ -68,11 +70,21 @@ def prepared(recipe: Recipe, place: Place) -> Plan:
     folder = run_folder(place.runs, recipe.name)
     recipe = anchored(recipe)
     prompts = load_prompts(recipe.prompts, recipe.base, recipe.seed)
+    precision = _begun(recipe, folder) or settled(recipe, prompts, place.cache)
+    recipe = recipe.model_copy(update={"precision": precision})
     stagings = {name: Staging(name, role, recipe.base) for name, role in recipe.roles.items()}
     if unfit := check_judges(recipe, folder):
         raise BadInput(*unfit)
     _check_models(recipe, place.cache)
     return Plan(_settle(recipe, folder), folder, prompts, stagings, place.cache)
+
+
+def _begun(recipe: Recipe, folder: Path) -> Precision | None:
+    """Return the precision that a run was begun with, where none is asked for."""
+    if recipe.precision != "auto" or not (folder / RECIPE).exists():
+        return None
+    before = load_recipe((folder / RECIPE).read_text("utf-8"), str(folder / RECIPE), base=folder)
+    return None if before.precision == "auto" else before.precision
 
 
 def run_folder(runs: Path, name: str) -> Path:
@@ -239,7 +251,8 @@ def _open_policy(plan: Plan, spec: str) -> tuple[Revision, Policy]:
         return kind.initial(plan.cache), kind()
     from ..policies.transformers import TransformersPolicy
 
-    model = catalog.resolve(spec, cache=plan.cache)
+    assert plan.recipe.precision != "auto"
+    model = catalog.resolve(spec, cache=plan.cache, precision=plan.recipe.precision)
     threads = plan.recipe.execution.threads
     return model.revision, TransformersPolicy(model.revision, threads=threads)
 
@@ -294,6 +307,7 @@ def write_opening(plan: Plan, store: Store, cast: Cast) -> None:
         "parent": None,
         "folder": f"revisions/{cast.initial}",
         "training_run_id": None,
+        "precision": recipe.precision if recipe.precision in ("bfloat16", "nf4") else None,
         "created_at": now(),
     }
     run = run_row(recipe, cast.initial)

@@ -95,7 +95,7 @@ def plan(recipe: Recipe, prompts: Sequence[Prompt], shape: Shape, where: Path) -
         hours=(low, high),
         training=largest_job(recipe, by_split["train"], shape, free := free_memory()),
         memory_there=free,
-        disk_needed=shape.parameters * 4 * (recipe.rounds + 2),
+        disk_needed=shape.held * (recipe.rounds + 2),
         disk_there=psutil.disk_usage(str(_existing(where))).free,
         heldout=len(by_split["heldout"]),
         smallest_gain=smallest_gain(len(by_split["heldout"])),

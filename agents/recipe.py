@@ -30,6 +30,7 @@ from ..hashing import canonical, content_hash
 from ..policies import catalog
 from ..store.traces import WAS
 from ..store.views import ANSWERS
+from ..trainers.trainer import Trainer
 from . import inputs, plugins
 from .judge import BUILTINS as JUDGES
 from .operator import Operator
@@ -116,6 +117,9 @@ class Recipe(BaseModel):
     """Name of the run's folder."""
     student: str
     """A catalog name, a hub id, a folder, or `module:Class`."""
+    precision: Literal["auto", "float32", "bfloat16", "nf4"] = "auto"
+    """In which the student, and every other model that is loaded here, is held; `auto` is bfloat16 on a card,
+    float32 elsewhere, and nf4 (four bits) where a trainer asks for `weights: qlora`."""
     prompts: PromptSource
     roles: dict[str, Role] = Field({}, validate_default=True)
     """Who may speak besides the student."""
@@ -157,6 +161,7 @@ class Recipe(BaseModel):
             check_roles(self.roles, list(JUDGES))
             + check_money(self.student, self.roles, self.loop.stop.budget_usd)
             + _check_stages(self)
+            + _check_precision(self)
         )
         if problems:
             raise BadInput(*problems)
@@ -179,6 +184,11 @@ class Recipe(BaseModel):
     def judges(self) -> dict[str, str]:
         """Return every judge of the recipe: SQL name -> revision."""
         return {n: r for stage in self.stages for s in stage.steps for n, r in s.judges().items()}
+
+    def trainers(self) -> list[Trainer]:
+        """Return the trainer of every train step."""
+        steps = [step for stage in self.stages for step in stage.steps]
+        return [step.load_trainer() for step in steps if isinstance(step, Train)]
 
     @property
     def evaluate(self) -> Evaluate:
@@ -211,6 +221,8 @@ class Recipe(BaseModel):
         for left_out in NOT_IN_ID:
             data.pop(left_out)
         data["loop"]["stop"].pop("budget_usd", None)  # it decides how far, and not what
+        if self.precision in ("auto", "float32"):  # what it was before there was a choice
+            data.pop("precision")
         data["stages"] = inputs.hashed(data["stages"], self.base)
         data["student"] = _policy_key(self.student, self.base)
         for name, path in self.prompts.named().items():
@@ -395,6 +407,19 @@ def _check_step(
                 Problem(where, f"{step.trainer_name} needs pairs", "put a `pair` step before")
             )
     return problems
+
+
+def _check_precision(recipe: Recipe) -> list[Problem]:
+    """Find a trainer that cannot train a student that is held as the recipe says."""
+    ways = {trainer.weights for trainer in recipe.trainers()}
+    quantised = recipe.precision == "nf4" or (recipe.precision == "auto" and "qlora" in ways)
+    if quantised and "full" in ways:
+        what = "a student in four bits is trained by an adapter, and a step trains all weights"
+        return [Problem("precision", what, "say `weights: qlora` in each")]
+    if "qlora" in ways and not quantised:
+        what = f"`weights: qlora` holds the student in nf4, and not in {recipe.precision}"
+        return [Problem("precision", what, "leave it out, or say `weights: lora`")]
+    return []
 
 
 def _check_scores(stage: Stage, where: str) -> list[Problem]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..hashing import row_id
+from ..policies.precision import NOISE, precision_held
 from ..policies.revision import Revision
 from ..store.store import Row, now
 from ..types import TokenIds
@@ -20,8 +21,6 @@ from .roles import STUDENT
 
 _CHECKED_SHARE = 0.01
 _CHECKED_LEAST = 4
-_NOISE = 5e-3
-"""Nats a token by which two passes of one engine over the same tokens may differ."""
 
 Asked = tuple[str, str]
 """prompt.id and the completion.id that is scored as an answer to it."""
@@ -85,8 +84,9 @@ async def refer(
     off = [abs(measured[a] - spoken[a[1]].logprob) / len(spoken[a[1]].token_ids) for a in checked]
     worst = max(off, default=0.0)
     events = []
-    if worst > _NOISE:
-        events = [_stale(turn, worst, len(stored))]
+    bound = NOISE[precision_held(revision)]
+    if worst > bound:
+        events = [_stale(turn, worst, bound, len(stored))]
         stored = set()
         measured = await _score(turn, revision, sorted(every), spoken, prompts)
     logprobs = measured | {a: spoken[a[1]].logprob for a in stored}
@@ -110,8 +110,8 @@ async def _score(
     return {a: float(sum(logprobs)) for a, logprobs in zip(asked, scored, strict=True)}
 
 
-def _stale(turn: Turn, worst: float, rows: int) -> Row:
-    detail = {"worst_nats_a_token": worst, "bound": _NOISE, "rescored": rows}
+def _stale(turn: Turn, worst: float, bound: float, rows: int) -> Row:
+    detail = {"worst_nats_a_token": worst, "bound": bound, "rescored": rows}
     return {
         "id": row_id("event", kind="reference_rescored", round=turn.round, step=turn.step),
         "round": turn.round,

@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 
 from ..errors import EnvironmentProblem
 from ..hashing import row_id
+from ..policies.precision import precision_held
+from ..policies.revision import Revision
 from ..store.store import Row, now
 from ..trainers.trainer import Job, Result, Trainer
 from .dataset import job_folder
@@ -92,8 +94,11 @@ def _rows(
     ]
     revisions: list[Row] = []
     if result.revision:
+        made = Revision.read(turn.run.folder / "revisions" / result.revision)
+        held = precision_held(made)
         revisions.append(
             {
+                "precision": None if held == "float32" else held,
                 "id": result.revision,
                 "round": turn.round,
                 "parent": job.start_revision,

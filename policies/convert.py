@@ -1,4 +1,4 @@
-"""A model as it comes to a revision as it is used: fp32 safetensors, a mended tokenizer, a canary.
+"""A model as it comes to a revision as it is used: safetensors of one precision, a mended tokenizer, a canary.
 
 Both are written once into the cache, aside first and then renamed.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import BadInput, Problem
 from .model_folder import read_model
+from .precision import Precision
 from .revision import (
     Revision,
     canary_sequences,
@@ -26,13 +27,16 @@ from .revision import (
 CHATML_END, CHATML_PAD = "<|im_end|>", "<|endoftext|>"
 
 
-def convert_folder(source: Path, root: Path, facts: Mapping[str, Any]) -> Revision:
+def convert_folder(
+    source: Path, root: Path, facts: Mapping[str, Any], precision: Precision = "float32"
+) -> Revision:
     """Publish a Hugging Face folder of safetensors, in any float precision, as an initial revision.
 
     Args:
         source: the folder; it is only read.
         root: where the revision's folder is put.
         facts: where it came from; kept in the manifest.
+        precision: of the revision.
 
     Raises:
         BadInput: tensors are missing, or do not fit the architecture or the tokenizer.
@@ -40,7 +44,7 @@ def convert_folder(source: Path, root: Path, facts: Mapping[str, Any]) -> Revisi
     """
     from transformers import AutoTokenizer
 
-    model, misfits = read_model(source)
+    model, misfits = read_model(source, precision=precision)
     if misfits:
         raise BadInput(*(Problem(str(source), misfit) for misfit in misfits))
     tokenizer = AutoTokenizer.from_pretrained(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Problem
+from .precision import Precision, loading, steady
 
 INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
@@ -43,16 +44,18 @@ def reward_problems(folder: Path) -> list[Problem]:
     return [*broken, *_weights(folder), *_tokenizer(folder)]
 
 
-def read_model(folder: Path, kind: str = "AutoModelForCausalLM") -> tuple[Any, list[str]]:
-    """Build the fp32 model of a folder, and say in lines how its tensors do not fit the architecture.
+def read_model(
+    folder: Path, kind: str = "AutoModelForCausalLM", precision: Precision | None = None
+) -> tuple[Any, list[str]]:
+    """Build the model of a folder, and say in lines how its tensors do not fit the architecture.
 
     What is missing in the files is random in the model: where there are lines, it must not be used.
 
     Args:
         folder: a Hugging Face folder.
         kind: the class of transformers that builds it.
+        precision: to read it in; as the folder has it where it is None.
     """
-    import torch
     import transformers
 
     library: Any = transformers  # its own types do not know `output_loading_info`
@@ -60,7 +63,7 @@ def read_model(folder: Path, kind: str = "AutoModelForCausalLM") -> tuple[Any, l
     try:
         model, said = getattr(library, kind).from_pretrained(
             folder,
-            dtype=torch.float32,
+            **({"dtype": "auto"} if precision is None else loading(precision)),
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -68,7 +71,7 @@ def read_model(folder: Path, kind: str = "AutoModelForCausalLM") -> tuple[Any, l
         )
     except (RuntimeError, ValueError) as error:  # tensors of another shape, another architecture
         return None, [" ".join(str(error).split())]
-    return model, [
+    return steady(model), [
         f"{fault.replace('_', ' ')}: {', '.join(map(str, sorted(names)))}"
         for fault, names in said.items()
         if names

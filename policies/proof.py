@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from ..types import TokenIds
+from .precision import LEAST_NOISE, precision_held
 from .revision import Canary, Revision, Verdict, check_canary
 
-NOISE_FLOOR = 1e-5
-"""Nats a token; two fp32 engines differ by about 1e-6."""
 _FAR = 1e6
 """Stands for a distance that is not finite, so that a proof can be stored as JSON."""
 
@@ -51,10 +50,10 @@ def prove(policy: Answerer, revision: Revision, parent: Revision | None) -> Proo
         parent: what it held before, or what the revision was trained from; the weights with which it
             would answer if the load had done nothing.
     """
-    expected = revision.canary
+    expected, least = revision.canary, LEAST_NOISE[precision_held(revision)]
     if expected is None:
-        return Proof(_by_fingerprint(policy, revision), "inconclusive", 0.0, None, NOISE_FLOOR)
-    measured, noise = _ask(policy, expected.sequences)
+        return Proof(_by_fingerprint(policy, revision), "inconclusive", 0.0, None, least)
+    measured, noise = _ask(policy, expected.sequences, least)
     older = _comparable(parent, revision)
     canary = check_canary(measured, expected, older, noise)
     return Proof(
@@ -66,13 +65,13 @@ def prove(policy: Answerer, revision: Revision, parent: Revision | None) -> Proo
     )
 
 
-def _ask(policy: Answerer, sequences: Sequence[TokenIds]) -> tuple[Canary, float]:
-    """Return the policy's answers, and how much they move when nothing but the padding changes."""
+def _ask(policy: Answerer, sequences: Sequence[TokenIds], least: float) -> tuple[Canary, float]:
+    """Return the policy's answers, and how much they move, at least, when nothing but the padding changes."""
     pairs = [(tuple(s[:1]), tuple(s[1:])) for s in sequences]
     together = Canary(tuple(sequences), tuple(policy.score(pairs)))
     alone = Canary(tuple(sequences), tuple(policy.score([pair])[0] for pair in pairs))
     noise = together.distance(alone)
-    return together, max(NOISE_FLOOR, noise if math.isfinite(noise) else NOISE_FLOOR)
+    return together, max(least, noise if math.isfinite(noise) else least)
 
 
 def _comparable(parent: Revision | None, revision: Revision) -> Canary | None:

@@ -169,13 +169,18 @@ def publish(
         return Revision.read(target)
 
 
-def fingerprint_model(model: torch.nn.Module) -> str:
+def fingerprint_model(model: torch.nn.Module, dtype: torch.dtype | None = None) -> str:
     """Return the content hash of a model's weights: names, dtypes, shapes and bytes.
+
+    With a `dtype`, of what they would be in it.
 
     Tied tensors count once, under the name that comes first, because files hold them once: so the hash
     is the same before saving and after loading in the same dtype.
     """
-    return fingerprint(raw_tensor(name, tensor) for name, tensor in tensors_of(model))
+    return fingerprint(
+        raw_tensor(name, tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor)
+        for name, tensor in tensors_of(model)
+    )
 
 
 def check_finite(model: torch.nn.Module) -> None:

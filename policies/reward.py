@@ -94,7 +94,7 @@ def held(folder: Path, digest: str) -> RewardModel:  # noqa: ARG001 - other file
 
 
 def _built(folder: Path) -> Any:
-    model, misfits = read_model(folder, "AutoModelForSequenceClassification")
+    model, misfits = read_model(folder, "AutoModelForSequenceClassification", "float32")
     if misfits:
         told = f"is no whole sequence classifier: {'; '.join(misfits)[:300]}"
         raise BadInput.at(str(folder), told, "a reward model has a trained head of its own")

@@ -1,4 +1,4 @@
-"""The embedded policy: a Hugging Face causal language model in this process, in fp32.
+"""The embedded policy: a Hugging Face causal language model in this process, in its folder's precision.
 
 Its sampler is our own: prompts that are shared are prefilled once, ended rows leave the batch, and every
 row has its own generator. Batches are fixed slices of what is asked, so the answers do not depend on how
@@ -27,6 +27,7 @@ from . import adapter, sampler
 from .chat import ChatCodec
 from .model_folder import read_model
 from .policy import Generation, Request, Sampling
+from .precision import precision_of
 from .revision import Revision, check_finite, fingerprint_model
 
 A = TypeVar("A")
@@ -192,7 +193,7 @@ class TransformersPolicy:
             del model
             self._adapted = self._with_adapter(revision)
             model = self._adapted.get_base_model()
-        elif model is not None and _same_architecture(model, revision.folder):
+        elif model is not None and _takes_tensors(model, revision.folder):
             _overwrite(model, revision.folder)
         else:
             del model
@@ -297,7 +298,11 @@ def _read_json(file: Path) -> dict[str, Any]:
     return found
 
 
-def _same_architecture(model: Any, folder: Path) -> bool:
+def _takes_tensors(model: Any, folder: Path) -> bool:
+    """Tell whether a model can be overwritten with a folder's tensors: the same architecture, not quantised."""
+    if precision_of(folder) == "nf4":
+        return False
+
     def essence(config: Any) -> dict[str, Any]:
         said: dict[str, Any] = config.to_diff_dict()
         beside = ("_name_or_path", "dtype", "transformers_version", "use_cache")
@@ -315,7 +320,10 @@ def _built(folder: Path, device: torch.device) -> Any:
     model, misfits = read_model(folder)
     if misfits:
         raise StoreProblem(f"{folder}: its tensors do not fit: {'; '.join(misfits)}")
-    return model.eval().requires_grad_(False).to(device)  # noqa: FBT003 - torch's own signature
+    model.eval().requires_grad_(False)  # noqa: FBT003 - torch's own signature
+    return (
+        model if precision_of(folder) == "nf4" else model.to(device)
+    )  # quantised, it is there already
 
 
 def _overwrite(model: Any, folder: Path) -> None:
@@ -334,6 +342,6 @@ def _overwrite(model: Any, folder: Path) -> None:
     if missing or unknown:
         raise StoreProblem(f"{folder}: tensors missing: {missing}, unknown: {unknown}")
     for name, tensor in stored.items():
-        if tensor.shape != held[name].shape:
-            raise StoreProblem(f"{folder}: tensor {name} has shape {tuple(tensor.shape)}")
+        if (tensor.shape, tensor.dtype) != (held[name].shape, held[name].dtype):
+            raise StoreProblem(f"{folder}: tensor {name} is {tensor.dtype}{list(tensor.shape)}")
         held[name].copy_(tensor)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..agents.fitting import held_as, settled, student_shape
 from ..agents.gating import check_judges
 from ..agents.operators.elicit import Sample
 from ..agents.operators.improve import Train
 from ..agents.planning import RunPlan, plan
 from ..agents.prompts import load_prompts
 from ..agents.recipe import Recipe
-from ..policies import catalog
-from ..trainers.estimate import Shape, shape_of
+from ..trainers.estimate import Shape
 from ..types import Prompt
 from .console import clean
 
@@ -23,12 +22,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Row = dict[str, Any]
-
-_SMOL = Shape(
-    parameters=134_515_008, layers=30, width=576, inner=1536, vocabulary=49_152, linear=10_176
-)
-"""SmolLM2-135M, before it is fetched."""
-_NOTHING = Shape(0, 0, 0, 0, 0, 0)
+_WAYS = {
+    "full": "all weights",
+    "lora": "an adapter",
+    "qlora": "an adapter of a student in four bits",
+}
 
 
 def forecast(recipe: Recipe, cache: Path, runs: Path) -> Row:
@@ -44,12 +42,14 @@ def forecast(recipe: Recipe, cache: Path, runs: Path) -> Row:
     """
     prompts = load_prompts(recipe.prompts, recipe.base, recipe.seed)
     shape, known_by = student_shape(recipe, cache)
+    shape = held_as(shape, settled(recipe, prompts, cache))
     found = plan(recipe, prompts, shape, runs)
     return {
         "name": recipe.name,
         "student": recipe.student,
         "parameters": shape.parameters,
         "size_known": known_by,
+        "precision": shape.precision,
         "prompts": {s: _of(prompts, s) for s in ("train", "heldout", "test")},
         "rounds": recipe.rounds,
         "phases": [asdict(phase) | {"hours": list(phase.hours)} for phase in found.phases],
@@ -64,26 +64,6 @@ def forecast(recipe: Recipe, cache: Path, runs: Path) -> Row:
             *_problems(recipe, prompts, found, shape),
         ],
     }
-
-
-def student_shape(recipe: Recipe, cache: Path) -> tuple[Shape, str]:
-    """Return the student's size and how it is known, without loading it; all zero where it is not."""
-    student = recipe.student
-    if catalog.is_plugin(student):
-        return _NOTHING, "not known: the student is a plugin"
-    for base in (recipe.base, Path()):
-        if (base / student / "config.json").is_file():
-            return shape_of(base / student), "its folder"
-    bundled = Path(str(resources.files("redistill.policies"))) / "weights" / student
-    if (bundled / "config.json").is_file():
-        return shape_of(bundled), "it comes with the package"
-    label = student.partition("@")[0].replace("/", "--")
-    for config in sorted((cache / "models").glob(f"{label}-*/*/config.json")):
-        if not config.parent.name.startswith("."):
-            return shape_of(config.parent), "it is in the cache"
-    if student == "smollm2-135m":
-        return _SMOL, "the catalog; it will be fetched first (93 MB)"
-    return _NOTHING, "not known: it is not fetched yet"
 
 
 def _memory(found: RunPlan) -> Row:
@@ -183,7 +163,7 @@ def _parts(memory: Row) -> str:
     if not memory["parts"]:
         return ""
     parts = ", ".join(f"{name} {_bytes(size)}" for name, size in memory["parts"].items())
-    way = "all weights" if memory["weights"] == "full" else "an adapter"
+    way = _WAYS[memory["weights"]]
     again = ", activations computed again" if memory["recompute"] else ""
     return f" to train {way}{again}: {parts}"
 

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import redistill
+from redistill.agents.fitting import student_shape
 from redistill.agents.judge import JudgeTask, load, scorer
 from redistill.agents.recipe import Recipe, load_recipe
 from redistill.errors import BadInput
-from redistill.report.forecast import forecast, show_forecast, span, student_shape
+from redistill.report.forecast import forecast, show_forecast, span
 from redistill.report.starting import (
     _shuffled,
     quickstart_recipe,

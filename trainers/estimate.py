@@ -1,7 +1,8 @@
 """How much memory a job takes, by part, before it is started; and the first way to train that fits.
 
 Arithmetic over a model's config. Activations are counted as what a transformer block of the Llama kind keeps for
-its backward pass: nine vectors of the model's width and four of the feed-forward's, for each token and layer.
+its backward pass: nine vectors of the model's width and four of the feed-forward's, for each token and layer. What
+is trained is fp32, with its gradient and two moments; what is not trained is held as its folder has it.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..policies.precision import Precision, precision_of
 from .trainer import Trainer
 
-Way = Literal["full", "lora"]
+Way = Literal["full", "lora", "qlora"]
 _BYTES = 4
-"""Of a number in fp32, in which weights, gradients, moments and activations are held."""
+"""Of a number in fp32."""
+_HALF = 2
+_NF4 = 0.52
+"""Bytes of a weight in four bits, with its share of the scales."""
 _PROCESS = 550 << 20
 """Of Python, torch and TRL themselves."""
 _TILE, _ROWS = 32_768, 4096
@@ -36,6 +41,16 @@ class Shape:
     vocabulary: int
     linear: int
     """Inputs and outputs of all linear layers of one block, added up."""
+    precision: Precision = "float32"
+    """In which the model's folder holds it."""
+
+    @property
+    def held(self) -> int:
+        """Bytes of the weights as the folder holds them."""
+        if self.precision == "nf4":
+            inside = self.parameters - self.vocabulary * self.width
+            return int(inside * _NF4) + 2 * self.vocabulary * self.width
+        return self.parameters * (_BYTES if self.precision == "float32" else _HALF)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +72,7 @@ def shape_of(folder: Path) -> Shape:
     config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
     config = config.get("text_config", config)
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    precision = precision_of(folder)
 
     def known(*names: str) -> int:
         return next((int(config[name]) for name in names if config.get(name)), 0)
@@ -65,13 +81,21 @@ def shape_of(folder: Path) -> Shape:
     inner = known("intermediate_size", "n_inner") or 4 * width
     grouped = width * known("num_key_value_heads", "num_attention_heads", "n_head") // max(1, heads)
     return Shape(
-        parameters=size // (2 if config.get("dtype") in ("bfloat16", "float16") else 4),
+        parameters=_parameters(size, precision, known("vocab_size") * width),
         layers=known("num_hidden_layers", "n_layer"),
         width=width,
         inner=inner,
         vocabulary=known("vocab_size"),
         linear=2 * (width + width) + 2 * (width + grouped) + 3 * (width + inner),
+        precision=precision,
     )
+
+
+def _parameters(size: int, precision: Precision, embeddings: int) -> int:
+    """Return how many weights the files of a folder hold."""
+    if precision == "nf4":  # all but the embeddings is in four bits
+        return embeddings + int((size - _HALF * embeddings) / _NF4)
+    return size // (_BYTES if precision == "float32" else _HALF)
 
 
 def estimate(
@@ -83,20 +107,21 @@ def estimate(
         shape: of the student.
         trainer: its micro-batch and its adapter's rank.
         row_tokens: tokens of the longest row, both answers of a pair with their one prompt.
-        way: whether all weights are trained, or an adapter.
+        way: whether all weights are trained, or an adapter, of a base in four bits or not.
         recompute: whether activations are computed again in the backward pass.
     """
     tokens = row_tokens * trainer.micro_batch
     trained = shape.parameters
-    if way == "lora":
-        trained = trainer.rank * shape.linear * shape.layers
-    block = (9 * shape.width + 4 * shape.inner) * tokens * _BYTES
-    kept = (
-        shape.width * tokens * shape.layers * _BYTES + block if recompute else block * shape.layers
-    )
-    added = trained if way == "lora" else 0
+    held = 0
+    if way != "full":
+        trained, held = trainer.rank * shape.linear * shape.layers, shape.held
+    elif shape.precision == "bfloat16":
+        held = shape.held  # autocast's copy of the weights
+    each = _BYTES if shape.precision == "float32" else _HALF
+    block = (9 * shape.width + 4 * shape.inner) * tokens * each
+    kept = shape.width * tokens * shape.layers * each + block if recompute else block * shape.layers
     parts = {
-        "weights": (shape.parameters + added) * _BYTES,
+        "weights": held + trained * _BYTES,
         "gradients": trained * _BYTES,
         "moments": 2 * trained * _BYTES,
         "activations": kept,
@@ -116,10 +141,12 @@ def ways(trainer: Trainer, shape: Shape, row_tokens: int, start: Way) -> Iterato
         row_tokens: tokens of the longest row.
         start: what training begins from; an adapter is continued as one.
     """
-    asked: tuple[Way, ...] = ("full", "lora") if trainer.weights == "auto" else (trainer.weights,)
+    some: Way = "qlora" if shape.precision == "nf4" else "lora"
+    whole: tuple[Way, ...] = () if shape.precision == "nf4" or start != "full" else ("full",)
+    asked: tuple[Way, ...] = (*whole, some) if trainer.weights == "auto" else (trainer.weights,)
     again = (False, True) if trainer.recompute == "auto" else (trainer.recompute,)
     for way in asked:
-        if start == "full" or way == "lora":
+        if way in (*whole, some):
             for recompute in again:
                 yield estimate(shape, trainer, row_tokens, way, recompute=recompute)
 

@@ -114,8 +114,9 @@ class Trainer(BaseModel, ABC):
     """Rows that are in memory at once; divides `batch_size`. Halved when memory runs out."""
     save_every: int = Field(0, ge=0)
     """Optimiser steps between checkpoints inside the job, from which it goes on after a kill; 0 for none."""
-    weights: Literal["auto", "full", "lora"] = "full"
-    """Train all weights, or an adapter of rank `rank` on every linear layer; `auto` takes the first that fits."""
+    weights: Literal["auto", "full", "lora", "qlora"] = "full"
+    """Train all weights, or an adapter of rank `rank` on every linear layer; with `qlora` the student is held in
+    four bits. `auto` takes the first that fits."""
     rank: int = Field(16, ge=1)
     """Of the adapter."""
     recompute: bool | Literal["auto"] = "auto"

@@ -140,7 +140,7 @@ class _Attempt:
         steps = self.trainer.plan(len(examples))
         order = training_order(len(examples), steps, self.trainer.batch_size, self.job.seed, kinds)
         told = settings(self.trainer, self.job.seed, self.method, micro, steps)
-        told[RECOMPUTE] = way.recompute
+        told |= {RECOMPUTE: way.recompute, "bf16": weights.precision != "float32"}
         try:
             self._train(weights, Dataset.from_list(list(examples)).select(order), told)
         except Stopped as stop:
@@ -192,10 +192,11 @@ class _Attempt:
             ways(self.trainer, shape, _longest(examples), begins), _free_memory()
         )
         if found is None:
-            hint = (
-                "`weights: lora` or `auto` continues it; an adapter is merged when it is exported"
+            begun = "an adapter" if begins != "full" else f"a student in {shape.precision}"
+            hint = "`weights: auto` trains an adapter, and continues it"
+            raise BadInput.at(
+                "weights", f"{self.trainer.weights}: training begins from {begun}", hint
             )
-            raise BadInput.at("weights", "training begins from an adapter", hint)
         self.emit({"event": "way", "weights": found.way, "recompute": found.recompute})
         return found
 
@@ -203,6 +204,7 @@ class _Attempt:
         bare = weights.bare
         config = copy.deepcopy(bare.config)
         generation = copy.deepcopy(getattr(bare, "generation_config", None))
+        trained = {n: p.data for n, p in weights.model.named_parameters() if p.requires_grad}
         with checkpoints.folder(self.job, self.trainer.save_every) as scratch:
             driver = self.method(
                 model=weights.model,
@@ -210,6 +212,9 @@ class _Attempt:
                 train_dataset=rows,
                 processing_class=AutoTokenizer.from_pretrained(self.job.start_folder),
             )
+            # TRL rounds the adapter of a base in four bits: small steps would be lost, and what was learnt before.
+            for name, values in trained.items():
+                weights.model.get_parameter(name).data = values
             driver.remove_callback(PrinterCallback)
             driver.trainer = self.trainer
             driver.watch = self.watch
@@ -284,7 +289,7 @@ def settings(
         "use_cpu": not on_gpu,
         "ddp_find_unused_parameters": False,
         "ddp_backend": None if on_gpu or world() == 1 else "gloo",
-        "bf16": on_gpu and torch.cuda.is_bf16_supported(),
+        "bf16": False,
         RECOMPUTE: trainer.recompute is True,
         "save_strategy": "steps" if trainer.save_every else "no",
         "save_steps": trainer.save_every or 500,

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from ..policies import adapter
+from ..policies.precision import Precision, precision_of, steady
 from ..policies.revision import canary_sequences, fingerprint_model, publish, record_canary
 from .estimate import Way
 from .trainer import Job, Trainer
@@ -37,6 +38,8 @@ class Weights:
     """What was opened, before an adapter was put on it; the job's start revision, if all is right."""
     base: str | None
     """The revision that an adapter changes; None where all weights are trained."""
+    precision: Precision = "float32"
+    """Of the revision that comes of it. All weights are trained in fp32, and rounded when training has ended."""
 
     @property
     def bare(self) -> PreTrainedModel:
@@ -47,7 +50,9 @@ class Weights:
     @property
     def id(self) -> str:
         """The revision that the weights are now."""
-        return _identity(self.model, self.base)
+        if self.base:
+            return adapter.fingerprint_adapted(self.model)
+        return fingerprint_model(self.model, getattr(torch, self.precision))
 
     def give_up(self) -> None:
         """Let the memory of the model go."""
@@ -61,7 +66,7 @@ class Weights:
         if self.base:
             adapter.save(self.model, staging, self.base)
         else:
-            self.model.save_pretrained(staging)
+            self.model.to(getattr(torch, self.precision)).save_pretrained(staging)
         for pattern in _CARRIED:
             for file in job.start_folder.glob(pattern):
                 shutil.copy2(file, staging / file.name)
@@ -85,14 +90,14 @@ def open_weights(job: Job, trainer: Trainer, way: Way) -> Weights:
     """
     if trainer.makes == "judge":
         return _with_head(job)
-    base = adapter.base_of(job.start_folder)
+    base, whole = adapter.base_of(job.start_folder), base_folder(job)
+    model, precision = _load(whole), precision_of(whole)
     if base is not None:
-        model = adapter.attach(_load(base_folder(job)), job.start_folder, trainable=True)
-        return Weights(model, adapter.fingerprint_adapted(model), base)
-    model = _load(job.start_folder)
+        model = adapter.attach(model, job.start_folder, trainable=True)
+        return Weights(model, adapter.fingerprint_adapted(model), base, precision)
     opened = fingerprint_model(model)
     if way == "full":
-        return Weights(model, opened, None)
+        return Weights(model.float(), opened, None, precision)
     import peft
 
     torch.manual_seed(job.seed)  # half of an adapter begins at random
@@ -102,7 +107,7 @@ def open_weights(job: Job, trainer: Trainer, way: Way) -> Weights:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    return Weights(peft.get_peft_model(model, settings), opened, opened)
+    return Weights(peft.get_peft_model(model, settings), opened, opened, precision)
 
 
 def _with_head(job: Job) -> Weights:
@@ -164,5 +169,6 @@ def _identity(model: Any, base: str | None) -> str:
 
 
 def _load(folder: Path) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    steady(model)
     return model

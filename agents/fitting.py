@@ -1,0 +1,87 @@
+"""What fits: the student's size before it is fetched, and the precision in which a run holds its models."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from ..errors import BadInput
+from ..policies import catalog
+from ..policies.precision import Precision
+from ..trainers.estimate import Shape, shape_of
+from ..types import Prompt
+from .planning import free_memory, largest_job
+from .recipe import Recipe
+
+_SMOL = Shape(
+    parameters=134_515_008, layers=30, width=576, inner=1536, vocabulary=49_152, linear=10_176
+)
+"""SmolLM2-135M, before it is fetched."""
+_NOTHING = Shape(0, 0, 0, 0, 0, 0)
+
+
+def settled(recipe: Recipe, prompts: Sequence[Prompt], cache: Path) -> Precision:
+    """Return the precision in which a run holds the student, and every other model that is loaded here.
+
+    What is asked for; else bfloat16 on a card and float32 elsewhere, or four bits where a trainer wants them, or
+    where `weights: auto` finds that nothing else fits.
+
+    Raises:
+        BadInput: another precision than a plugin's own is asked for.
+    """
+    asked = recipe.precision
+    if catalog.is_plugin(recipe.student):
+        if asked not in ("auto", "float32"):
+            raise BadInput.at(
+                "precision", f"{recipe.student} is a plugin and loads its own weights"
+            )
+        return "float32"
+    if asked != "auto":
+        return asked
+    ways = {trainer.weights for trainer in recipe.trainers()}
+    if "qlora" in ways:
+        return "nf4"
+    usual: Precision = "bfloat16" if _has_card() else "float32"
+    return "nf4" if ways == {"auto"} and _too_big(recipe, prompts, cache, usual) else usual
+
+
+def student_shape(recipe: Recipe, cache: Path) -> tuple[Shape, str]:
+    """Return the student's size and how it is known, without loading it; all zero where it is not."""
+    student = recipe.student
+    if catalog.is_plugin(student):
+        return _NOTHING, "not known: the student is a plugin"
+    for base in (recipe.base, Path()):
+        if (base / student / "config.json").is_file():
+            return shape_of(base / student), "its folder"
+    bundled = Path(str(resources.files("redistill.policies"))) / "weights" / student
+    if (bundled / "config.json").is_file():
+        return shape_of(bundled), "it comes with the package"
+    label = student.partition("@")[0].replace("/", "--")
+    for config in sorted((cache / "models").glob(f"{label}-*/*/config.json")):
+        if not config.parent.name.startswith("."):
+            return shape_of(config.parent), "it is in the cache"
+    if student == "smollm2-135m":
+        return _SMOL, "the catalog; it will be fetched first (93 MB)"
+    return _NOTHING, "not known: it is not fetched yet"
+
+
+def held_as(shape: Shape, precision: Precision) -> Shape:
+    """Return the shape of the same model in another precision."""
+    return dataclasses.replace(shape, precision=precision)
+
+
+def _too_big(recipe: Recipe, prompts: Sequence[Prompt], cache: Path, usual: Precision) -> bool:
+    """Tell whether a job takes more than is free, however it is trained, until the base is in four bits."""
+    shape, _ = student_shape(recipe, cache)
+    free = free_memory()
+    train = [prompt for prompt in prompts if prompt.split == "train"]
+    job = largest_job(recipe, train, held_as(shape, usual), free)
+    return shape.parameters > 0 and job is not None and job.total > free
+
+
+def _has_card() -> bool:
+    """Tell whether there is a card, without loading torch for it."""
+    return shutil.which("nvidia-smi") is not None and Path("/dev/nvidia0").exists()
