@@ -282,6 +282,7 @@ def run_context(
         processes=recipe.execution.processes,
         budget_usd=recipe.loop.stop.budget_usd,
         anchors=recipe.execution.anchors,
+        steps=lambda round_: recipe.stage_of(round_)[1].steps,
     )
 
 
