@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import Counter
@@ -20,9 +19,7 @@ from ..trainers.trainer import Job, Trainer
 from ..types import Message, Prompt, TokenIds
 from .operator import Turn
 from .reference import Asked, Reference, Spoken, refer
-
-_MOST_CUT = 0.2
-"""Share of a round's answers that may be cut before it is told."""
+from .respelling import respelt
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +85,8 @@ async def prepare(turn: Turn, trainer: Trainer, sources: Sources) -> dict[str, l
         told = f"{len(bare)} of {len(items)} pairs left out: their prompts have no reference answer"
         turn.run.progress.note(f"round {turn.round}: {told}")
         items = [item for item in items if item.prompt_id in gold]
-    spoken = await _spoken(turn, items)
+    said = _rows_said(turn, items)
+    spoken = {row["id"]: await _said(turn, row) for row in said}
     prompts = await _prompt_ids(turn, items, spoken, known, keep_context=sources.keep_context)
     start = _revision(turn, sources.start)
     reference = None
@@ -107,32 +105,8 @@ async def prepare(turn: Turn, trainer: Trainer, sources: Sources) -> dict[str, l
     turn.run.progress.note(
         f"round {turn.round}: {len(items)} training rows frozen in {time.monotonic() - began:.1f} s"
     )
-    events = [*_cut(turn), *(reference.events if reference else [])]
+    events = [*await respelt(turn, said), *(reference.events if reference else [])]
     return {"training_row": rows, "event": events}
-
-
-def _cut(turn: Turn) -> list[Row]:
-    """Return an event, and say it, where many of the round's answers were cut: those can never be chosen."""
-    [found] = turn.run.store.rows(
-        """
-        SELECT count(*) AS n, count(*) FILTER (WHERE finish_reason = 'length') AS cut
-        FROM completion WHERE round = ? AND split = 'train'
-        """,
-        [turn.round],
-    )
-    if found["cut"] <= _MOST_CUT * found["n"]:
-        return []
-    told = f"{found['cut']} of {found['n']} answers were cut at max_tokens, and none of them is learned"
-    turn.run.progress.note(f"round {turn.round}: {told}: give more tokens, or ask for less")
-    event: Row = {
-        "id": row_id("event", kind="answers_cut", round=turn.round, step=turn.step),
-        "round": turn.round,
-        "step": turn.step,
-        "kind": "answers_cut",
-        "detail": json.dumps(found),
-        "created_at": now(),
-    }
-    return [event]
 
 
 def job_folder(turn: Turn) -> Path:
@@ -206,8 +180,8 @@ def _other(items: Sequence[Item], place: int) -> str:
 # -- what was said, and to what
 
 
-async def _spoken(turn: Turn, items: Sequence[Item]) -> dict[str, Spoken]:
-    """Return what was said by completion; where no ids were kept, the text is encoded once."""
+def _rows_said(turn: Turn, items: Sequence[Item]) -> list[Row]:
+    """Return what was said in the completions that train, with the tokens where they were kept."""
     wanted = {side for item in items for side in item.sides}
     rows = turn.run.store.rows(
         """
@@ -221,10 +195,11 @@ async def _spoken(turn: Turn, items: Sequence[Item]) -> dict[str, Spoken]:
         """,
         [turn.round],
     )
-    return {row["id"]: await _said(turn, row) for row in rows if row["id"] in wanted}
+    return [row for row in rows if row["id"] in wanted]
 
 
 async def _said(turn: Turn, row: Row) -> Spoken:
+    """Return a completion's tokens as they were sampled; where none were kept, the text is encoded once."""
     if row["token_ids"] is not None:
         return Spoken(
             token_ids=tuple(row["token_ids"]),

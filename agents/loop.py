@@ -27,6 +27,7 @@ from ..store.backup import GRAPH
 from ..store.store import FILE, Row, Store, now
 from ..trainers.trainer import BUILTINS as TRAINERS
 from ..trainers.worker import Worker
+from .legible import check_legible
 from .opening import RECIPE, Place, Plan, only_one, open_cast, prepared, run_context, write_opening
 from .operator import Progress, RunContext, Turn
 from .operators.improve import Train
@@ -109,6 +110,8 @@ def _run(plan: Plan, progress: Progress) -> Path:
     cast = None
     try:
         cast = open_cast(plan)
+        if not store.rows("SELECT 1 FROM run"):
+            check_legible(plan.recipe, plan.prompts, cast.student, progress.note)
         context = run_context(plan, store, cast, worker, progress)
         write_opening(plan, store, cast)
         asyncio.run(_walk_and_close(plan, context))

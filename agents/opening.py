@@ -34,7 +34,7 @@ from .forgotten import refuse_forgotten
 from .gating import admission_rows, check_judges
 from .operator import Progress, RunContext
 from .prompts import load_prompts, ships
-from .recipe import Recipe, load_recipe
+from .recipe import LEAVE, Recipe, load_recipe
 from .roles import STUDENT, Staging
 from .servers import Servers
 
@@ -147,7 +147,7 @@ def _settle(recipe: Recipe, folder: Path) -> Recipe:
                 f"run {recipe.name!r} exists with another recipe: {changed}",
                 "choose another name with --name, or remove the folder",
             )
-        kept = ("execution", "loop", "unproven_judge", "self_judge", "same_judge")
+        kept = ("execution", "loop", *LEAVE)
         return before.model_copy(update={name: getattr(recipe, name) for name in kept})
     if (folder / FILE).exists():
         raise BadInput.at(
@@ -295,6 +295,7 @@ def run_context(
         processes=recipe.execution.processes,
         budget_usd=recipe.loop.stop.budget_usd,
         anchors=recipe.execution.anchors,
+        steps=lambda round_: recipe.stage_of(round_)[1].steps,
     )
 
 

@@ -9,7 +9,7 @@ finds itself in the ledger and changes nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
@@ -75,6 +75,8 @@ class RunContext:
     """Dollars that calls may cost."""
     anchors: int = 0
     """Frozen pairs about which a judge that is a model is asked again each round."""
+    steps: Callable[[int], Sequence[Operator]] = lambda _: ()
+    """The recipe's steps of a round; none where a single step is applied."""
     _prompts: dict[str, list[Prompt]] = field(default_factory=dict)
 
     def prompts(self, split: Split) -> list[Prompt]:

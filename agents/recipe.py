@@ -42,8 +42,10 @@ from .roles import STUDENT, Role, check_money, check_roles, describe
 from .stages import expand, is_raw, labels_of, override, step_data, written_at
 from .yaml_lines import line_of, parse
 
-NOT_IN_ID = ("name", "execution", "unproven_judge", "self_judge", "same_judge")
-"""Keys that change no row: how the run is called, where it runs, and which judges it may use."""
+LEAVE = ("unproven_judge", "self_judge", "same_judge", "lossy_prompts")
+"""Keys that allow what is refused else."""
+NOT_IN_ID = ("name", "execution", *LEAVE)
+"""Keys that change no row: how the run is called, where it runs, and what is allowed."""
 _ROLES = TypeAdapter(dict[str, Role])
 NO_ROUND = Problem("round", "the recipe has no round", "`redistill show quickstart` is one")
 
@@ -135,6 +137,8 @@ class Recipe(BaseModel):
     """Whether the student may be its only judge."""
     same_judge: Literal["refuse", "allow"] = "refuse"
     """Whether the judge that labels what trains may also measure what came of it."""
+    lossy_prompts: Literal["refuse", "allow"] = "refuse"
+    """Whether more than 1 % of the prompts may lose characters in the student's tokenizer."""
     base: Path = Field(Path(), exclude=True)
     """Folder that the recipe's own paths are relative to."""
 

@@ -18,10 +18,16 @@ from .dataset import job_folder
 from .operator import Turn
 
 
-async def run_job(turn: Turn, name: str, trainer: Trainer) -> str:
+async def run_job(turn: Turn, name: str, trainer: Trainer, most_cut: float) -> str:
     """Run the round's job and return the revision that came of it, or "" where none did.
 
     The policies give their memory back first: sampler and trainer never hold one card together.
+
+    Args:
+        turn: where the run stands.
+        name: the trainer's name as the recipe has it.
+        trainer: with its settings.
+        most_cut: share of the round's answers that may be cut.
     """
     run = turn.run
     if not turn.done:
@@ -30,7 +36,7 @@ async def run_job(turn: Turn, name: str, trainer: Trainer) -> str:
         job = Job.read(folder, run.folder)
         rows = pq.read_metadata(job.rows).num_rows
         await run.cast.release()
-        result = await _train(turn, trainer, rows)
+        result = _too_cut(turn, most_cut) or await _train(turn, trainer, rows)
         if result.status == "no_space":
             # A full disk says nothing of the training: the round is not decided by it.
             raise EnvironmentProblem(
@@ -57,6 +63,24 @@ async def _train(turn: Turn, trainer: Trainer, rows: int) -> Result:
             turn.run.progress.phase(turn.round, turn.step, event["step"], event["steps"])
 
     return await turn.run.worker.run(job_folder(turn), turn.run.folder, tell)
+
+
+def _too_cut(turn: Turn, most: float) -> Result | None:
+    """Refuse to train where many of the round's answers were cut: what is left are the short ones."""
+    [found] = turn.run.store.rows(
+        """
+        SELECT count(*) AS n, count(*) FILTER (WHERE finish_reason = 'length') AS cut
+        FROM completion WHERE round = ? AND split = 'train'
+        """,
+        [turn.round],
+    )
+    if found["cut"] <= most * found["n"]:
+        return None
+    told = (
+        f"{found['cut']} of {found['n']} answers were cut at max_tokens, {100 * most:.0f} % may be: "
+        "give more tokens, ask for less, or raise train.most_cut"
+    )
+    return Result(status="answers_cut", message=told)
 
 
 def _rows(

@@ -128,7 +128,7 @@ class Address:
     patience: float = 900.0
     """How long a server may be away before its calls are given up as `waiting`."""
     largest: int = 16 << 20
-    """Bytes of a reply; more is `too_big`."""
+    """Bytes of a reply; more is `too_big`, and of it only how it begins and a hash are kept."""
 
     @property
     def host(self) -> str:

@@ -73,6 +73,24 @@ class ChatCodec:
         ids = self._ids(text)
         return self._literal(text) if self.reserved.intersection(ids) else tuple(ids)
 
+    def misrendered(self, messages: Sequence[Message], *, answered: bool) -> str:
+        """Say what the template does to a conversation that it should not, or nothing.
+
+        That it drops the thinking of earlier turns is as its model was trained, and no fault of a prompt.
+
+        Args:
+            messages: what is asked.
+            answered: whether it is also to be the beginning of what is rendered with an answer.
+        """
+        said = [Message(_clean(m.role), _clean(m.content)) for m in messages]
+        asked = self._render(said, answered=False)
+        if any(m.content.rpartition("</think>")[2].strip() not in asked for m in said):
+            return "leaves a turn out"
+        whole = [*said, Message("assistant", "Yes.")]
+        if answered and not self._render(whole, answered=True).startswith(asked):
+            return "renders a question otherwise once it is answered"
+        return ""
+
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text without control tokens."""
         return str(

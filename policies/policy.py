@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ..types import FinishReason, Message, TokenIds
 from .revision import Revision
@@ -89,3 +89,19 @@ class Policy(Protocol):
 
     def fingerprint(self) -> str:
         """Hash the tensors that are held now; equals `revision` unless a load went wrong."""
+
+
+@runtime_checkable
+class Legible(Protocol):
+    """What a policy with a tokenizer and a template also tells; one that does not is taken at its word."""
+
+    def reread(self, text: str) -> str:
+        """Return a text as its tokens spell it. Needs no weights."""
+
+    def misrendered(self, messages: Sequence[Message], *, answered: bool) -> str:
+        """Say what the template does to a conversation that it should not, or nothing. Needs no weights.
+
+        Args:
+            messages: what is asked.
+            answered: whether it is also to be the beginning of what is rendered with an answer.
+        """

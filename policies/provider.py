@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
 from ..errors import EnvironmentProblem
 from .address import Address
-from .replies import Read, clean, http_kind
+from .replies import Read, clean, http_kind, too_big
 from .transport import Call, Client
 
 
@@ -39,7 +40,7 @@ class ProviderClient(Client):
     async def _send(self, call: Call) -> tuple[Read, float]:
         """Call once; what a provider's package raises is told by its HTTP status, where it has one."""
         try:
-            return _read(await self._model(call).ainvoke(_messages(call))), 0.0
+            found = _read(await self._model(call).ainvoke(_messages(call)))
         except (TimeoutError, asyncio.CancelledError):
             raise
         except Exception as error:  # noqa: BLE001 - each provider has exceptions of its own
@@ -47,6 +48,11 @@ class ProviderClient(Client):
             reason = self._scrubbed(f"{type(error).__name__}: {error}")[:200]
             kind = http_kind(status) if isinstance(status, int) else "bad_request"
             return Read(kind, reason), 0.0
+        body, largest = found.raw.encode(), self.address.largest
+        if len(body) > largest:
+            cut = too_big(largest, body)
+            found = replace(found, kind=cut.kind, text=cut.text, raw=cut.raw)
+        return found, 0.0
 
     def _model(self, call: Call) -> Any:
         from langchain.chat_models import init_chat_model  # type: ignore[import-not-found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -100,6 +101,21 @@ def read(http: int, body: bytes) -> Read:
 def clean(text: str) -> str:
     """Replace lone surrogates, which neither a store nor a tokenizer takes."""
     return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
+
+
+def too_big(largest: int, body: bytes) -> Read:
+    """Return what is kept of a reply that is larger than it may be: how it begins, and a hash.
+
+    Args:
+        largest: bytes that it may have.
+        body: as much of it as was read.
+    """
+    head, digest = body[:largest], hashlib.sha256(body[:largest]).hexdigest()
+    text = head[:KEPT].decode("utf-8", "replace")
+    told = (
+        f"a reply of more than {largest} bytes, the sha256 of so many is {digest}: {_quoted(text)}"
+    )
+    return Read("too_big", told, raw=clean(text))
 
 
 def _no_constant(word: str) -> NoReturn:

@@ -109,6 +109,14 @@ class TransformersPolicy:
         end = self._tokenizer.eos_token_id
         return (*self._codec.plain(text), end if end in self.stop_ids else min(self.stop_ids))
 
+    def reread(self, text: str) -> str:
+        """Return a text as its tokens spell it."""
+        return self._codec.decode(self._codec.plain(text))
+
+    def misrendered(self, messages: Sequence[Message], *, answered: bool) -> str:
+        """Say what the template does to a conversation that it should not, or nothing."""
+        return self._codec.misrendered(messages, answered=answered)
+
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Generation]:
         """Answer each request, in the order given. Requests of one prompt should stand together.
 

@@ -26,7 +26,7 @@ from ..types import Message, Status, Usage
 from .address import Address
 from .pacing import Breaker, Bucket
 from .policy import Sampling
-from .replies import KINDS, Read, clean, read
+from .replies import KINDS, Read, clean, read, too_big
 
 _CHARACTERS_A_TOKEN = 3.5
 _SEEDS = 1 << 31
@@ -197,15 +197,13 @@ class Client:
         async with session.post(
             address.endpoint, data=data, headers=headers, allow_redirects=False
         ) as response:
-            if response.status == 200 and (response.content_length or 0) > address.largest:
-                response.close()
-                return _too_big(address), 0.0
             content = await _bounded(response, address.largest)
-            if content is None:
-                response.close()
-                return _too_big(address), 0.0
+            whole = len(content) <= address.largest
             if address.key:
                 content = address.key.scrub(content)
+            if not whole:
+                response.close()
+                return too_big(address.largest, content), 0.0
             found = read(response.status, content)
             if found.param and found.param not in body:
                 found = replace(found, param="")  # it was not sent: without it nothing changes
@@ -324,20 +322,14 @@ class _Tries:
         )
 
 
-async def _bounded(response: aiohttp.ClientResponse, largest: int) -> bytes | None:
-    """Return a body, or None where it is larger than it may be; no more than that is ever held."""
+async def _bounded(response: aiohttp.ClientResponse, largest: int) -> bytes:
+    """Return a body, or its beginning where it is larger than it may be; not much more is ever held."""
     parts: list[bytes] = []
     size = 0
-    while part := await response.content.readany():
+    while size <= largest and (part := await response.content.readany()):
         size += len(part)
-        if size > largest:
-            return None
         parts.append(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _too_big(address: Address) -> Read:
-    return Read("too_big", f"a reply of more than {address.largest} bytes")
 
 
 def _same_model(wanted: str, said: str) -> bool:

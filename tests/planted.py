@@ -12,6 +12,7 @@ from redistill.policies.policy import Generation, Policy, Request, Sampling
 from redistill.policies.revision import Revision
 from redistill.policies.transformers import TransformersPolicy
 from redistill.testing.fakes import DeafStudent as Deaf
+from redistill.testing.fakes import FakeStudent
 from redistill.testing.tiny import make_tiny_model
 from redistill.trainers.supervised import SFT
 from redistill.trainers.trainer import Emit, FitResult, Job
@@ -102,6 +103,14 @@ class HeadKeeper:
 def _is_a_policy(planted: HeadKeeper) -> Policy:
     """Let the type checker see that the planted policy is one."""
     return planted
+
+
+class MergingStudent(FakeStudent):
+    """Says `in1` in three tokens, and has one token for it, as byte pairs leave it to chance."""
+
+    def spell(self, text: str) -> TokenIds:
+        """Return the characters, the merged ones as one."""
+        return super().spell(text.replace("in1", "\ue000"))
 
 
 class NanSFT(SFT):

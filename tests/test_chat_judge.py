@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import sys
+import time
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -103,6 +104,33 @@ def test_aspects_are_scored_one_by_one() -> None:
     assert found.value == 0.5
 
 
+NO_NUMBERS = [
+    "NaN", "-NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1e400", "9.2e124", "9" * 5000,
+    "-" + "9" * 5000, "8.5", "0", "11", "85", "-3", "1e1", "9.0", '"9"', "true", "false", "null", "0x9", "009",
+    "+9", "9.", ".9", "9_0", "\uff19", '"7/10"', "9/10", "[9]", "{}", "[" * 3000, '{"a":' * 3000,
+]  # fmt: skip
+"""What a judge may write where a whole number from 1 to 10 is wanted."""
+SHAPES = (
+    '{"reasoning": "r", "score": %s}',
+    '{"score": %s, "reasoning": "r"}',
+    'Well.\n```json\n{"reasoning": "r", "score": %s}\n```\nThat is all.',
+    '{"reasoning": "r", "score": [%s]}',
+    '{"reasoning": "r", "score": {"score": %s}}',
+    '[{"verdict": {"reasoning": "r", "score": %s}}]',
+)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_f24_no_number_is_read_from_a_nasty_reply(shape: str) -> None:
+    """Two hundred replies that break parsers: each is `parse_error`, none raises, and none takes long."""
+    replies = iter(shape.replace("%s", number) for number in NO_NUMBERS)
+    began = time.process_time()
+    found = ask("score", lambda _: next(replies), *[task("blue")] * len(NO_NUMBERS))
+    assert {(f.status, f.value) for f in found} == {("parse_error", None)}
+    assert len(SHAPES) * len(found) > 200
+    assert time.process_time() - began < 10
+
+
 @pytest.mark.parametrize(
     "reply",
     [
@@ -110,15 +138,6 @@ def test_aspects_are_scored_one_by_one() -> None:
         "9",
         "Score: 9/10",
         '{"score": 9}',
-        '{"reasoning": "r", "score": 11}',
-        '{"reasoning": "r", "score": 0}',
-        '{"reasoning": "r", "score": -3}',
-        '{"reasoning": "r", "score": "9"}',
-        '{"reasoning": "r", "score": 8.5}',
-        '{"reasoning": "r", "score": true}',
-        '{"reasoning": "r", "score": null}',
-        '{"reasoning": "r", "score": NaN}',
-        '{"reasoning": "r", "score": 1e999}',
         '{"reasoning": "r", "score": 9, "score": 1}',
         '{"reasoning": "r", "score": 9, "also": 1}',
         '{"reasoning": "r", "score": {"it": 9}}',
@@ -127,10 +146,9 @@ def test_aspects_are_scored_one_by_one() -> None:
         "{" * 5000,
         '{"a":' * 5000,
         '[{"reasoning": 1, "score": 9}]',
-        '{"reasoning": "r", "score": ' + "9" * 5000 + "}",
     ],
 )
-def test_what_is_no_verdict_is_no_score(reply: str) -> None:
+def test_f24_what_is_no_verdict_is_no_score(reply: str) -> None:
     """No number is picked out of prose, clamped, rounded or made up; the call stays billed."""
     found = one("score", reply, "blue")
     assert (found.status, found.value, found.usage) == ("parse_error", None, PAID)

@@ -223,6 +223,7 @@ def _trl_base(base: Path, model: Path) -> Path:
                 "steps": 4,
                 "batch_size": 2,
                 "micro_batch": 2,
+                "most_cut": 1.0,
             }
         },
         {"evaluate": {"judge": {"longest": {"unit": "characters"}}, "max_tokens": 12}},

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import store_rows as rows_of
 from exchange import HOSTILE, conversations, pair_rows, put_out, same_bytes, take_in, write_rows
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import redistill
@@ -162,10 +162,18 @@ def _content(path: Path, form: str) -> pa.Table:
     return table.drop_columns(ORIGIN).to_pylist()
 
 
+NUL = {
+    "prompt": [{"role": "user", "content": "a\0b"}],
+    "chosen": [{"role": "assistant", "content": "\0"}],
+    "rejected": [{"role": "assistant", "content": "c\0"}],
+}
+
+
 @settings(max_examples=5, deadline=None)
 @given(pair_rows())
-def test_exported_pairs_come_back_byte_for_byte(rows: list[dict[str, Any]]) -> None:
-    """Export, import into a new run, export: the same bytes, for hostile texts in every format.
+@example([NUL])
+def test_f23_exported_pairs_come_back_byte_for_byte(rows: list[dict[str, Any]]) -> None:
+    """Export, import into a new run, export: the same bytes, for hostile texts, NUL too, in every format.
 
     The formats that say where a row stands differ in that alone.
     """
@@ -176,6 +184,10 @@ def test_exported_pairs_come_back_byte_for_byte(rows: list[dict[str, Any]]) -> N
         for form in JSONL:
             first, second = _round_trip(folder, form)
             assert first.read_bytes() == second.read_bytes(), form
+            if form == "trl":
+                out = [json.loads(line) for line in first.read_text("utf-8").splitlines()]
+                asked = [{key: row[key] for key in rows[0]} for row in out]
+                assert sorted(map(json.dumps, asked)) == sorted(map(json.dumps, rows))
         first, second = _round_trip(folder, "parquet")
         assert _content(first, "parquet") == _content(second, "parquet")
 

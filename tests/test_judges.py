@@ -228,7 +228,7 @@ ANSWERS: dict[str, Any] = {
 }
 
 
-def test_a_callable_is_a_judge_and_its_faults_are_statuses() -> None:
+def test_f12_a_callable_is_a_judge_and_its_faults_are_statuses() -> None:
     """A bool or a number in [0, 1] is a value; anything else is a status and never clamped."""
     tasks = [task(text) for text in ANSWERS]
     got = dict(zip(ANSWERS, score(judge.scorer(grade, "w"), *tasks), strict=True))

@@ -47,6 +47,7 @@ def _tiny_recipe(**changed: Any) -> dict[str, Any]:
                 "steps": 2,
                 "batch_size": 2,
                 "micro_batch": 2,
+                "most_cut": 1.0,
             }
             | changed
         },

@@ -255,11 +255,22 @@ def test_an_empty_chunk_stands_in_the_ledger(store: Store) -> None:
     assert store.done(round=1, step="s", chunk=0)
 
 
+NO_SCORES = {"nan": math.nan, "inf": math.inf, "1e999": float("1e999"), "-1": -1.0, "85": 85.0}
+
+
+@pytest.mark.parametrize("name", NO_SCORES)
+def test_f12_no_score_beyond_its_range_is_stored(shared: Store, name: str) -> None:
+    """The table itself refuses it, and never clamps it; of the raw number it asks that it is finite."""
+    number = NO_SCORES[name]
+    refused = [judgement(f"f12 {name}", number)]
+    if not math.isfinite(number):
+        refused.append(judgement(f"f12 {name}", 0.5, raw=number))
+    for row in refused:
+        with pytest.raises(StoreProblem):
+            shared.commit({"judgement": [row]}, round=1, step=f"f12 {name}", chunk=0)
+
+
 REFUSED: dict[str, Rows] = {
-    "a NaN": {"judgement": [judgement("a", math.nan)]},
-    "an infinity": {"judgement": [judgement("a", math.inf)]},
-    "a value above 1": {"judgement": [judgement("a", 1.5)]},
-    "a raw NaN": {"judgement": [judgement("a", 0.5, raw=math.nan)]},
     "a value with a failure": {"judgement": [judgement("a", 0.5, status="error")]},
     "no value without a failure": {"judgement": [judgement("a", None, status="ok")]},
     "a status of its own": {"judgement": [judgement("a", None, status="crashed")]},

@@ -9,10 +9,12 @@ import asyncio
 import gc
 import itertools
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -28,7 +30,7 @@ from redistill.errors import BadInput
 from redistill.policies.chat import ChatCodec
 from redistill.policies.revision import Revision, canary_sequences, record_canary
 from redistill.store.query import read_rows
-from redistill.testing.fakes import fake_prompts, fake_recipe
+from redistill.testing.fakes import END, fake_prompts, fake_recipe
 from redistill.trainers import answers as drivers
 from redistill.trainers.answers import AnswerDPO, AnswerLabels, AnswerPairs, AnswerSFT
 from redistill.trainers.preference import DPO, KTO
@@ -279,20 +281,47 @@ def test_f17_a_cut_answer_learns_no_end(reason: str, ids: tuple[int, ...]) -> No
     assert (said.token_ids, said.encoded) == (ids, True)
 
 
-def test_f17_many_cut_answers_are_told(tmp_path: Path) -> None:
-    """Where more than a fifth of the answers are cut, an event counts them; the round goes on with the others."""
+def test_f17_many_cut_answers_refuse_the_round(tmp_path: Path) -> None:
+    """Where more than `most_cut` of the answers are cut, nothing is trained, and the decision says why."""
     prompts = fake_prompts(train=20, heldout=40, test=40)
     recipe = _loaded(tmp_path, prompts)
     [sample, *others] = fake_recipe(gain=0.3, rounds=1)["round"]
     sample["sample"]["max_tokens"] = 7  # `train0` and its end, and no mark behind it
     short = _loaded(tmp_path, prompts, round=[sample, *others], name="short")
-    for loaded, events in ((recipe, 0), (short, 1)):
+    others[2]["train"]["most_cut"] = 1.0
+    allowed = _loaded(tmp_path, prompts, round=[sample, *others], name="allowed")
+    for loaded, status in ((recipe, "trained"), (short, "answers_cut"), (allowed, "trained")):
         folder = run(loaded, place=Place(tmp_path / "runs", tmp_path / "cache"))
-        found = read_rows(folder, "SELECT detail FROM event WHERE kind = 'answers_cut'")
-        assert len(found) == events
-    told = json.loads(found[0]["detail"])
-    assert told["n"] == 80
-    assert told["cut"] > 16
+        [job] = read_rows(folder, "SELECT status, message, revision FROM training_run")
+        assert job["status"] == status, loaded.name
+        assert (job["revision"] is None) == (status == "answers_cut")
+    [decision] = read_rows(tmp_path / "runs/short", "SELECT decision, reason FROM decision")
+    assert decision["decision"] == "rejected"
+    assert re.match(
+        r"training: answers_cut: \d\d of 80 answers were cut at max_tokens, 20 % may be: give more",
+        decision["reason"],
+    )
+
+
+def test_f18_answers_that_would_be_encoded_otherwise_are_counted(tmp_path: Path) -> None:
+    """An event has their share of the answers that train, and the job's rows have the sampled tokens."""
+    recipe = _loaded(tmp_path, fake_prompts(train=20), student="planted:MergingStudent")
+    folder = run(recipe, place=Place(tmp_path / "runs", tmp_path / "cache"))
+    texts = read_rows(
+        folder,
+        "SELECT a.text FROM training_row t JOIN completion c ON c.id = t.completion_id "
+        "JOIN content a ON a.hash = c.text_hash ORDER BY t.position",
+    )
+    [event] = read_rows(folder, "SELECT detail FROM event WHERE kind = 'respelt'")
+    other = sum("in1" in row["text"] for row in texts)
+    assert 0 < other < len(texts)
+    assert json.loads(event["detail"]) == {
+        "answers": len(texts),
+        "respelt": other,
+        "share": other / len(texts),
+    }
+    trained = pq.read_table(folder / "jobs/1/rows.parquet")["completion_ids"].to_pylist()
+    assert trained == [[*map(ord, row["text"]), END] for row in texts]
 
 
 def _loaded(base: Path, prompts: list[dict[str, Any]], **changed: Any) -> Any:

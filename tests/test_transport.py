@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import pickle
@@ -19,7 +20,7 @@ from redistill.errors import BadInput
 from redistill.policies.address import Address, Price, Secret, address_fault, is_provider
 from redistill.policies.pacing import Breaker, Bucket
 from redistill.policies.policy import Sampling
-from redistill.policies.replies import KINDS, read
+from redistill.policies.replies import KEPT, KINDS, read
 from redistill.policies.transport import Call, Client, Outcome
 from redistill.testing.fake_server import FakeServer, Mode
 from redistill.types import Message
@@ -86,6 +87,19 @@ def test_every_failure_is_a_status_within_the_deadline(mode: Mode) -> None:
     failed = {} if found.status == "ok" else {found.kind: found.attempts}
     assert client.failures == failed
     assert server.counts == {mode: found.attempts}
+
+
+def test_f26_of_a_giant_reply_its_head_and_hash_are_kept() -> None:
+    """64 MB come, 1 MB is read: the reason quotes how it begins and has the hash of so much."""
+    largest = 1 << 20
+    with FakeServer(modes="huge", huge=64 << 20) as server:
+        [[found], _] = calls(server, call(), **FAST | {"deadline": 5.0}, largest=largest)
+    assert (found.status, found.attempts) == ("too_big", 1)
+    digest = hashlib.sha256(b" " * largest).hexdigest()
+    assert found.text.startswith(f"a reply of more than {largest} bytes, the sha256 of so many is")
+    assert digest in found.text
+    assert len(found.text) < 500
+    assert found.reply == " " * KEPT
 
 
 def test_a_server_that_is_not_there_is_a_status() -> None:
@@ -364,7 +378,7 @@ NASTY = [
 
 
 @pytest.mark.parametrize("body", NASTY)
-def test_no_body_raises_or_passes(body: bytes) -> None:
+def test_f24_no_body_raises_or_passes(body: bytes) -> None:
     """Bodies that break parsers are told as what they are."""
     found = read(200, body)
     assert found.kind in {"not_json", "no_reply", "empty"}

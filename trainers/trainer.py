@@ -29,6 +29,7 @@ from .rows import RowsKind, dataset_hash, rows_table, write_rows
 
 Status = Literal[
     "trained",
+    "answers_cut",
     "no_rows",
     "no_steps",
     "start_mismatch",

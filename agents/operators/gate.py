@@ -19,6 +19,7 @@ from ...store.analysis import (
     paired_parameters,
 )
 from ...store.store import Row, now
+from ..divergence import diverged, event, told
 from ..operator import Advance, Makes, Operator, Turn
 
 Guard = Literal["length", "diversity"]
@@ -29,7 +30,8 @@ class Gate(Operator):
 
     The difference is over held-out prompts, challenger less champion, with a percentile bootstrap over
     prompts (Efron 1979). Guards refuse a gain that came from answers of another length or from a few
-    answers said again and again. Every number goes into the decision's row.
+    answers said again and again. Every number goes into the decision's row. Where the value fell, the judges
+    whose labels trained are asked about both answers; one that likes the challenger's better is named.
     """
 
     name: ClassVar[str] = "gate"
@@ -55,15 +57,21 @@ class Gate(Operator):
         """Decide, in one super-step."""
         if not turn.done:
             began = time.monotonic()
-            turn.commit({"decision": [self._decide(turn)]}, time.monotonic() - began)
+            before, after = self._evaluations(turn)
+            answers = turn.run.store.rows(PAIRED, paired_parameters(before, after))
+            decision = self._decide(
+                turn, row_id("decision", round=turn.round, parents=[before, after]), answers
+            )
+            # Asked only where the value fell, so that a round that went well costs no call.
+            found = await diverged(turn, answers) if (decision["delta"] or 0) < 0 else []
+            decision["reason"] = "; ".join([decision["reason"], *map(told, found)])
+            events = [event(turn, each) for each in found]
+            turn.commit({"decision": [decision], "event": events}, time.monotonic() - began)
         return turn.advance(1, decision=decision_of(turn))
 
-    def _decide(self, turn: Turn) -> Row:
-        before, after = self._evaluations(turn)
-        answers = turn.run.store.rows(PAIRED, paired_parameters(before, after))
+    def _decide(self, turn: Turn, identifier: str, answers: list[Row]) -> Row:
         if not answers:
             return decision_row(turn, "rejected", "no held-out prompt has a value for both", {})
-        identifier = row_id("decision", round=turn.round, parents=[before, after])
         found = paired_bootstrap(
             [a["before"] for a in answers],
             [a["after"] for a in answers],

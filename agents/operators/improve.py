@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from ...errors import BadInput, Problem
 from ...hashing import content_hash, row_id
@@ -48,6 +48,16 @@ class Train(Operator):
     """The reference policy of preference losses; start is where training begins."""
     keep_context: bool = False
     """Train on the prompt as the role saw it."""
+    most_cut: float = Field(0.2, ge=0, le=1)
+    """Share of the round's answers that may be cut at `max_tokens`; above it nothing is trained, because
+    what could still be learned of the round is its short answers."""
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual(self, told: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Recipes that are older than the key have the key that they had.
+        data: dict[str, Any] = told(self)
+        usual = type(self).model_fields["most_cut"].default
+        return {k: v for k, v in data.items() if k != "most_cut" or v != usual}
 
     @model_validator(mode="before")
     @classmethod
@@ -94,7 +104,8 @@ class Train(Operator):
         trainer = self.load_trainer()
         if turn.cursor == 1:
             # The job tells its own progress, by optimiser step.
-            return Advance(None, challenger=await run_job(turn, self.trainer_name, trainer))
+            made = await run_job(turn, self.trainer_name, trainer, self.most_cut)
+            return Advance(None, challenger=made)
         if not turn.done:
             began = time.monotonic()
             sources = Sources(
