@@ -668,7 +668,7 @@ def test_a_provider_without_langchain_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_provider_is_called_through_langchain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Text, tokens and price are read alike; what its package raises is a status without the key."""
+    """Text, tokens, price and size are read alike; what its package raises is a status without the key."""
     key = "sk-planted-0123456789abcdef"
     asked: list[dict[str, Any]] = []
 
@@ -677,8 +677,9 @@ def test_a_provider_is_called_through_langchain(monkeypatch: pytest.MonkeyPatch)
             if messages[-1][1] == "fail":
                 raise RuntimeError(f"wrong key {key}")
             usage = UsageMetadata(input_tokens=3, output_tokens=4, total_tokens=7)
+            said = "x" * (17 << 20) if messages[-1][1] == "giant" else "yes"
             return AIMessage(
-                "yes", usage_metadata=usage, response_metadata={"model_name": "claude-x"}
+                said, usage_metadata=usage, response_metadata={"model_name": "claude-x"}
             )
 
     def init_chat_model(spec: str, **settings: Any) -> Model:
@@ -696,12 +697,15 @@ def test_a_provider_is_called_through_langchain(monkeypatch: pytest.MonkeyPatch)
         price = RolePrice(in_=1, out=1)
         role = Role(policy="anthropic:claude-x", key="env:PLANTED_KEY", price=price)
         servers = Servers({"helper": role})
-        asks = [Ask((Message("user", text),), 1) for text in ("hello", "fail")]
+        asks = [Ask((Message("user", text),), 1) for text in ("hello", "fail", "giant")]
         return await RemoteSpeaker(servers).say("helper", asks, Sampling(0.5, 1.0, 0, 8))
 
-    good, bad = asyncio.run(work())
+    good, bad, giant = asyncio.run(work())
     assert (good.text, good.usage) == ("yes", Usage("helper", "claude-x", "", 3, 4, 7e-6))
     assert (bad.status, bad.text) == ("error", "RuntimeError: wrong key ***")
+    assert (giant.status, giant.usage) == ("too_big", good.usage)
+    assert giant.text.startswith("a reply of more than 16777216 bytes, the sha256 of so many is ")
+    assert len(giant.text) < 500
     assert asked[0] == {
         "spec": "anthropic:claude-x",
         "temperature": 0.5,
