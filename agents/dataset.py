@@ -7,16 +7,15 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ..errors import BadInput
 from ..hashing import row_id
-from ..policies.revision import Revision
 from ..store.store import Row, now
-from ..trainers.rows import RowsKind, rows_table, write_rows
-from ..trainers.trainer import Job, Trainer
+from ..trainers.rows import RowsKind
+from ..trainers.trainer import Trainer
 from ..types import Message, Prompt, TokenIds
+from .job_files import revision_named, write_job
 from .operator import Turn
 from .reference import Asked, Reference, Spoken, refer
 from .respelling import respelt
@@ -88,10 +87,10 @@ async def prepare(turn: Turn, trainer: Trainer, sources: Sources) -> dict[str, l
     said = _rows_said(turn, items)
     spoken = {row["id"]: await _said(turn, row) for row in said}
     prompts = await _prompt_ids(turn, items, spoken, known, keep_context=sources.keep_context)
-    start = _revision(turn, sources.start)
+    start = revision_named(turn, sources.start)
     reference = None
     if trainer.reference and items:
-        named = start if sources.reference == "start" else _revision(turn, sources.reference)
+        named = start if sources.reference == "start" else revision_named(turn, sources.reference)
         asked = [a for item in items for a in item.asked]
         reference = await refer(turn, named, asked, spoken, prompts)
     material = Material(items, spoken, prompts, gold, reference)
@@ -101,17 +100,14 @@ async def prepare(turn: Turn, trainer: Trainer, sources: Sources) -> dict[str, l
         {"id": row["id"], "weight": item.weight} | make(item, material)
         for row, item in zip(rows, items, strict=True)
     ]
-    _write_job(turn, (sources.trainer, trainer), start, reference, dataset)
+    write_job(
+        turn, (sources.trainer, trainer), start, dataset, reference.revision if reference else None
+    )
     turn.run.progress.note(
         f"round {turn.round}: {len(items)} training rows frozen in {time.monotonic() - began:.1f} s"
     )
     events = [*await respelt(turn, said), *(reference.events if reference else [])]
     return {"training_row": rows, "event": events}
-
-
-def job_folder(turn: Turn) -> Path:
-    """Return the folder of a round's training job."""
-    return turn.run.folder / "jobs" / str(turn.round)
 
 
 # -- which rows
@@ -252,19 +248,6 @@ async def _gold(turn: Turn, items: Sequence[Item], known: dict[str, Prompt]) -> 
     return {name: await turn.run.cast.call(spell, text) for name, text in texts.items() if text}
 
 
-def _revision(turn: Turn, name: str) -> Revision:
-    run = turn.run
-    rows = run.store.rows("SELECT round, champion FROM round ORDER BY round")
-    by_round = {row["round"]: str(row["champion"]) for row in rows}
-    initial = by_round[1]
-    named = {
-        "champion": turn.champion,
-        "initial": initial,
-        "previous": by_round.get(turn.round - 1, initial),
-    }
-    return run.cast.revision(named[name])
-
-
 # -- the frozen rows
 
 
@@ -352,29 +335,3 @@ def _answer(item: Item, material: Material) -> dict[str, Any]:
 
 
 _MADE = {"completions": _completion, "pairs": _pair, "labelled": _answer}
-
-
-def _write_job(
-    turn: Turn,
-    named: tuple[str, Trainer],
-    start: Revision,
-    reference: Reference | None,
-    dataset: list[dict[str, Any]],
-) -> None:
-    name, trainer = named
-    folder = job_folder(turn)
-    rows = folder / "rows.parquet"
-    digest = write_rows(rows, rows_table(trainer.rows, dataset))
-    Job(
-        id=f"round-{turn.round}",
-        trainer={name: trainer.params()},
-        start_folder=start.folder,
-        start_revision=start.id,
-        reference_revision=reference.revision if reference else None,
-        revisions_root=turn.run.folder / "revisions",
-        seed=turn.run.seed % 2**32,
-        threads=turn.run.threads,
-        processes=turn.run.processes,
-        rows=rows,
-        dataset_hash=digest,
-    ).write(folder, turn.run.folder)

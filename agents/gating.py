@@ -22,8 +22,9 @@ from ..store.query import read_rows
 from ..store.store import Row, now
 from . import registry
 from .judge import EXEMPT, Judge, Standing, needs_group, needs_weights, roles_of, standing_of
+from .operator import Operator
 from .operators.feedback import Critique, Judging
-from .operators.improve import Evaluate
+from .operators.improve import Evaluate, Train
 from .recipe import Recipe, Stage
 from .roles import STUDENT, RoleContext
 from .verdicts import Rows
@@ -63,11 +64,18 @@ def seats(recipe: Recipe) -> list[Seat]:
 def _seats(recipe: Recipe, number: int, stage: Stage) -> Iterator[Seat]:
     models = role_models(recipe)
     for step in stage.steps:
-        if not isinstance(step, Judging) or isinstance(step, Critique):
-            continue
-        judge, spec = step.load_judge(), step.judge_spec()
-        speaks = {role: models.get(role, "") for role in roles_of(judge)}
-        yield Seat(number, step.step, judge, spec, not isinstance(step, Evaluate), speaks)
+        for judge, spec in _judges(step):
+            speaks = {role: models.get(role, "") for role in roles_of(judge)}
+            yield Seat(number, step.step, judge, spec, not isinstance(step, Evaluate), speaks)
+
+
+def _judges(step: Operator) -> list[tuple[Judge, Any]]:
+    """Return the judges of a step that give labels, rewards or evidence, each with how it is named."""
+    if isinstance(step, Train):
+        return list(step.reward_judges())
+    if isinstance(step, Judging) and not isinstance(step, Critique):
+        return [(step.load_judge(), step.judge_spec())]
+    return []
 
 
 def role_models(recipe: Recipe) -> dict[str, str]:

@@ -181,6 +181,10 @@ class Operator(BaseModel):
         of: Any = getattr(self, "of", None)
         return (of,) if isinstance(of, str) else tuple(of or ())
 
+    def required(self) -> tuple[Makes, ...]:
+        """Return what must be made before this step, which `of` names."""
+        return self.needs
+
     def roles(self) -> tuple[str, ...]:
         """Return the names of the roles that speak in this step."""
         return ()

@@ -16,6 +16,7 @@ import psutil
 
 from ..store.analysis import smallest_gain
 from ..trainers.estimate import Estimate, Shape, first_that_fits, ways
+from ..trainers.sampling import Sampler
 from ..types import Prompt
 from .operators.elicit import Rewrite, Sample
 from .operators.improve import Train
@@ -116,6 +117,8 @@ def largest_job(
         for step in stage.steps:
             if isinstance(step, Train):
                 trainer = step.load_trainer()
+                if isinstance(trainer, Sampler):
+                    said = trainer.max_tokens
                 # A pair has its prompt once, an answer beside another prompt's has it twice.
                 rows = {"pairs": asked + 2 * said, "labelled": 2 * (asked + said)}
                 tokens = rows.get(trainer.rows, asked + said)

@@ -401,7 +401,7 @@ def _check_step(
     if isinstance(step, Pair):
         problems += _check_pair(stage, step, where)
     if isinstance(step, Train):
-        source = next(s for s in stage.steps if s.step == step.sources()[0])
+        source = next((s for s in stage.steps if s.step in step.sources()), None)
         each = step.load_trainer().batch_size
         if each % recipe.execution.processes:
             what = f"{recipe.execution.processes} processes cannot share {each} rows evenly"

@@ -54,12 +54,19 @@ def _in_step(step: Any, roles: Collection[str]) -> Any:
         return step if resolved == judge else step.model_copy(update={"judge": resolved})
     if not isinstance(step, Mapping):
         return step
-    return {
-        name: settings | {"judge": in_spec(settings["judge"], roles)}
-        if isinstance(settings, dict) and "judge" in settings
-        else settings
-        for name, settings in step.items()
-    }
+    return {name: _in_keys(settings, roles) for name, settings in step.items()}
+
+
+def _in_keys(settings: Any, roles: Collection[str]) -> Any:
+    """Resolve a step's own judge, and those that reward rollouts."""
+    if not isinstance(settings, dict):
+        return settings
+    found = dict(settings)
+    if "judge" in settings:
+        found["judge"] = in_spec(settings["judge"], roles)
+    if isinstance(settings.get("rewards"), list | tuple):
+        found["rewards"] = [_in_keys(reward, roles) for reward in settings["rewards"]]
+    return found
 
 
 def _in_settings(settings: Any, roles: Collection[str]) -> Any:

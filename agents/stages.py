@@ -273,10 +273,11 @@ def _resolve_of(
     step: Operator, earlier: Sequence[Operator], where: str
 ) -> tuple[Problem | None, Operator]:
     """Fill in `of`: the one earlier step that makes what is needed."""
-    if not step.needs:
+    needs = _required(step)
+    if not needs:
         return None, step
-    makers = [s.step for s in earlier if s.makes in step.needs]
-    wanted = " or ".join(step.needs)
+    makers = [s.step for s in earlier if s.makes in needs]
+    wanted = " or ".join(needs)
     given = step.sources()
     if given:
         strange = [name for name in given if name not in makers]
@@ -293,6 +294,14 @@ def _resolve_of(
     if len(makers) > 1:
         return Problem(where, f"{' and '.join(makers)} make {wanted}", "say which with `of:`"), step
     return None, step.model_copy(update={"of": (makers[0],)})
+
+
+def _required(step: Operator) -> tuple[str, ...]:
+    """Return what a step needs; one that cannot even be built is told of elsewhere."""
+    try:
+        return step.required()
+    except BadInput:
+        return step.needs
 
 
 def _resolve_by(step: Operator, earlier: Sequence[Operator]) -> Operator:

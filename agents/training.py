@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -13,12 +14,16 @@ from ..hashing import row_id
 from ..policies.precision import precision_held
 from ..policies.revision import Revision
 from ..store.store import Row, now
+from ..trainers.callback import listening
 from ..trainers.trainer import Job, Result, Trainer
-from .dataset import job_folder
+from .job_files import job_folder
 from .operator import Turn
+from .rollouts import Reward, Rollouts
 
 
-async def run_job(turn: Turn, name: str, trainer: Trainer, most_cut: float) -> str:
+async def run_job(
+    turn: Turn, name: str, trainer: Trainer, most_cut: float, rewards: Sequence[Reward] = ()
+) -> str:
     """Run the round's job and return the revision that came of it, or "" where none did.
 
     The policies give their memory back first: sampler and trainer never hold one card together.
@@ -28,6 +33,7 @@ async def run_job(turn: Turn, name: str, trainer: Trainer, most_cut: float) -> s
         name: the trainer's name as the recipe has it.
         trainer: with its settings.
         most_cut: share of the round's answers that may be cut.
+        rewards: the judges of a policy that samples while it trains.
     """
     run = turn.run
     if not turn.done:
@@ -36,7 +42,7 @@ async def run_job(turn: Turn, name: str, trainer: Trainer, most_cut: float) -> s
         job = Job.read(folder, run.folder)
         rows = pq.read_metadata(job.rows).num_rows
         await run.cast.release()
-        result = _too_cut(turn, most_cut) or await _train(turn, trainer, rows)
+        result = _too_cut(turn, most_cut) or await _train(turn, trainer, rows, rewards)
         if result.status == "no_space":
             # A full disk says nothing of the training: the round is not decided by it.
             raise EnvironmentProblem(
@@ -52,7 +58,7 @@ async def run_job(turn: Turn, name: str, trainer: Trainer, most_cut: float) -> s
     return str(found["revision"] or "")
 
 
-async def _train(turn: Turn, trainer: Trainer, rows: int) -> Result:
+async def _train(turn: Turn, trainer: Trainer, rows: int, rewards: Sequence[Reward]) -> Result:
     if rows == 0:
         return Result(status="no_rows", message="the round's curation kept no row")
     if trainer.plan(rows) == 0:
@@ -62,7 +68,12 @@ async def _train(turn: Turn, trainer: Trainer, rows: int) -> Result:
         if event.get("event") == "step":
             turn.run.progress.phase(turn.round, turn.step, event["step"], event["steps"])
 
-    return await turn.run.worker.run(job_folder(turn), turn.run.folder, tell)
+    work = turn.run.worker.run
+    if not trainer.samples:
+        return await work(job_folder(turn), turn.run.folder, tell)
+    prompts = {prompt.id: prompt for prompt in turn.run.round_prompts(turn.round)}
+    async with listening(Rollouts(turn, rewards, prompts).answer) as desk:
+        return await desk.beside(work(job_folder(turn), turn.run.folder, tell, desk.address))
 
 
 def _too_cut(turn: Turn, most: float) -> Result | None:
@@ -70,7 +81,7 @@ def _too_cut(turn: Turn, most: float) -> Result | None:
     [found] = turn.run.store.rows(
         """
         SELECT count(*) AS n, count(*) FILTER (WHERE finish_reason = 'length') AS cut
-        FROM completion WHERE round = ? AND split = 'train'
+        FROM completion WHERE round = ? AND split = 'train' AND training_run_id IS NULL
         """,
         [turn.round],
     )

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..policies.address import is_remote
+from ..trainers.sampling import Sampler
 from ..types import Prompt
 from .attacks import attacks
 from .judge import Judge, roles_of, standing_of
@@ -135,6 +136,8 @@ class Workload:
 
     def _train_work(self, step: Train) -> Work:
         trainer = step.load_trainer()
+        if isinstance(trainer, Sampler):
+            return self._sampled_work(step, trainer)
         pairs = trainer.rows == "pairs"
         most = len(self._train) if pairs else max(len(self._train), *self._made.values(), 1)
         steps = trainer.plan(most)
@@ -142,6 +145,17 @@ class Workload:
         seen = steps * trainer.batch_size * (2 if pairs else 1)
         rows = f"at most {steps} steps of {trainer.batch_size} rows"
         return Work(rows, 0, seen * each * _TRAINING_PASSES)
+
+    def _sampled_work(self, step: Train, trainer: Sampler) -> Work:
+        steps = trainer.plan(len(self._train))
+        calls = steps * trainer.batch_size
+        each = self._mean_asked() + trainer.max_tokens
+        tokens, remote = calls * each * (1 + _TRAINING_PASSES), dict[str, Speech]()
+        for judge, _ in step.reward_judges():
+            more, elsewhere = judged(self._recipe, judge, calls, each)
+            tokens, remote = tokens + more, remote | elsewhere
+        rows = f"at most {steps} steps of {trainer.batch_size} rollouts"
+        return Work(rows, calls, tokens, remote)
 
     def _answers(self, step: Operator) -> int:
         return sum(self._made.get(name, 0) for name in step.sources())

@@ -217,6 +217,10 @@ class TransformersPolicy:
             raise StoreProblem(f"{revision.folder} on {base.id} is not what was published")
         return adapted.eval()
 
+    def follow(self, model: Any) -> None:
+        """Speak with a model that somebody else holds and changes, and claim no revision for it."""
+        self._model, self._adapted, self._revision = model, None, ""
+
     def release(self) -> None:
         """Give back the memory of the weights; `load` brings them again."""
         self._model, self._adapted, self._revision = None, None, ""

@@ -108,7 +108,7 @@ def _problems(recipe: Recipe, prompts: Sequence[Prompt], found: RunPlan, shape: 
         for step in stage.steps:
             if isinstance(step, Train):
                 trainer = step.load_trainer()
-                most = train * (1 if trainer.rows == "pairs" else sampled)
+                most = train * (1 if trainer.rows in ("pairs", "prompts") else sampled)
                 if trainer.plan(most) == 0:
                     problems.append(f"stage {index} trains nothing: {trainer.arithmetic(most)}")
     return problems

@@ -1,7 +1,8 @@
 """A run in a process of its own that kills itself where it is told; started by the tests.
 
 Reads one JSON object from standard input: `base` (folder of recipe.yaml), `kill` (null, or
-`[round, step, chunk, when]`), `log` (a file that gets one line for each commit and each sampled batch).
+`[round, step, chunk, when]`, where a step that ends with a colon is the beginning of one), `log` (a file that gets
+one line for each commit and each sampled batch).
 """
 
 from __future__ import annotations
@@ -44,11 +45,12 @@ def _watch(log: Path, kill: list[Any] | None) -> None:
         seconds: float = 0.0,
     ) -> bool:
         here = [round, step, chunk]
-        if kill and kill[:3] == here and kill[3] == "before":
+        struck = kill and _is(kill, here)
+        if kill and struck and kill[3] == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         done = commit(self, rows, round=round, step=step, chunk=chunk, seconds=seconds)
         _line(log, ["commit", *here])
-        if kill and kill[:3] == here and kill[3] == "after":
+        if kill and struck and kill[3] == "after":
             os.kill(os.getpid(), signal.SIGKILL)
         return done
 
@@ -60,6 +62,11 @@ def _watch(log: Path, kill: list[Any] | None) -> None:
 
     Store.commit = watched  # type: ignore[method-assign]
     fakes.FakeStudent.generate = counted  # type: ignore[method-assign]
+
+
+def _is(kill: list[Any], here: list[Any]) -> bool:
+    begins = kill[1].endswith(":") and here[1].startswith(kill[1])
+    return [kill[0], kill[2]] == [here[0], here[2]] and (begins or kill[1] == here[1])
 
 
 def _line(log: Path, value: list[Any]) -> None:

@@ -48,8 +48,9 @@ class Bench:
 
     def train(self, name: str, trainer: Trainer, rows: list[Row], **fields: Any) -> Result:
         """Run a job here, in this process."""
+        address = fields.pop("address", "")
         folder = self.job(name, trainer, trainer.rows, rows, **fields)
-        return run_job(folder, self.run, self.events.append)
+        return run_job(folder, self.run, self.events.append, address)
 
 
 def load(folder: Path) -> Any:
@@ -69,6 +70,14 @@ def answers(count: int, seed: int = 0) -> list[Row]:
             "token_weights": None,
         }
         for i in range(count)
+    ]
+
+
+def prompts(count: int, seed: int = 0) -> list[Row]:
+    """Make prompts that differ in length, for policies that sample while they train."""
+    return [
+        {"id": row["id"], "prompt_ids": row["prompt_ids"], "weight": 1.0}
+        for row in answers(count, seed)
     ]
 
 

@@ -49,6 +49,9 @@ MAY_IMPORT_TORCH = {
     "trainers.checkpoints",
     "trainers.weights",
     "trainers.rewards",
+    "trainers.rollouts",
+    "trainers.rewarded",
+    "trainers.policy_losses",
     "testing.tiny",
 }
 """Imported only where a model is loaded or trained; `test_torch_is_imported_lazily` keeps it so."""

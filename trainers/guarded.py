@@ -12,6 +12,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from .job import Job
 from .trainer import Trainer
 from .watch import Watch
 
@@ -38,6 +39,8 @@ class Guarded(transformers.Trainer):
     config: ClassVar[type[Any]]
     trainer: Trainer
     """The recipe's own settings; its loss, where it has one."""
+    job: Job
+    """What is done."""
     watch: Watch
     report: Callable[[int, dict[str, float]], None]
     """Takes a step's number, from 1, and its measured values."""
@@ -61,6 +64,9 @@ class Guarded(transformers.Trainer):
             assert self.optimizer is not None
             self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def leave(self) -> None:
+        """Let go of what the job held beside the model."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Hand each step's values on."""

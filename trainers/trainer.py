@@ -1,20 +1,19 @@
 """The noun *trainer*: rows and a start folder in, a new revision out.
 
-A job is one folder: `job.json` says what to do, `rows.parquet` with what, `result.json` what came of it.
-A job that went wrong is a status in the result; nothing is published then.
+A trainer is a pydantic class: its fields are the recipe's keys, and `fit` does a job. A job that went wrong is a
+status in its result; nothing is published then.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
 import resource
 import sys
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -25,28 +24,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..errors import BadInput, Problem, StoreProblem, no_space
 from ..policies.revision import Revision
+from .job import Emit, FitResult, Job, Result, Status
 from .rows import RowsKind, dataset_hash, rows_table, write_rows
 
-Status = Literal[
-    "trained",
-    "answers_cut",
-    "no_rows",
-    "no_steps",
-    "start_mismatch",
-    "nonfinite",
-    "no_change",
-    "no_signal",
-    "spiked",
-    "collapsed",
-    "out_of_memory",
-    "no_space",
-    "failed",
-]
 Makes = Literal["student", "judge"]
 """What comes of a trainer."""
-Emit = Callable[[dict[str, Any]], None]
-"""Takes one event of a running job, for example `{"event": "step", "step": 1, ...}`."""
-
+Asks = Literal["nothing", "judge", "teacher"]
+"""Whom a trainer needs while it trains."""
 BUILTINS = {
     "sft": "redistill.trainers.supervised:SFT",
     "dpo": "redistill.trainers.preference:DPO",
@@ -55,6 +39,8 @@ BUILTINS = {
     "simpo": "redistill.trainers.preference:SimPO",
     "tpo": "redistill.trainers.preference:TPO",
     "reward": "redistill.trainers.reward:Reward",
+    "grpo": "redistill.trainers.reinforce:GRPO",
+    "rloo": "redistill.trainers.reinforce:RLOO",
 }
 
 _OURS = {
@@ -100,6 +86,10 @@ class Trainer(BaseModel, ABC):
     """Whether what it trains is the next student, or a judge."""
     reference: ClassVar[bool] = False
     """Whether rows need log-probs of the reference policy."""
+    samples: ClassVar[bool] = False
+    """Whether the policy samples while it trains; its rows are then prompts."""
+    asks: ClassVar[Asks] = "nothing"
+    """Whom it needs while it trains."""
     gold: ClassVar[bool] = False
     """Whether rows need the answer that the prompt's own `reference` or `answer` gives."""
 
@@ -162,15 +152,31 @@ class Trainer(BaseModel, ABC):
     def plan(self, rows: int) -> int:
         """Return the optimiser steps that so many rows give; 0 when they fill no batch."""
         if self.steps is not None:
-            return self.steps if rows >= self.batch_size else 0
-        return int(rows * self._passes() / self.batch_size)
+            return self.steps if rows * self.per_row >= self.batch_size else 0
+        return int(rows * self.per_row * self._passes() / self.batch_size)
 
     def arithmetic(self, rows: int) -> str:
         """Return the sum behind `plan`, for messages."""
         passes = "" if self.steps is not None else f" x {self._passes():g} epochs"
+        each = "" if self.per_row == 1 else f" of {self.per_row} rollouts each"
         return (
-            f"{rows} rows{passes} give no step: one step takes batch_size = {self.batch_size} rows"
+            f"{rows} rows{each}{passes} give no step: one step takes batch_size = "
+            f"{self.batch_size} {'rollouts' if each else 'rows'}"
         )
+
+    @property
+    def per_row(self) -> int:
+        """How often a row is in a batch that has it; what a sampler says to it is another thing each time."""
+        return 1
+
+    @property
+    def anchored(self) -> bool:
+        """Whether the job itself holds the reference, because its rows are not known before."""
+        return False
+
+    def row_tokens(self, row: Mapping[str, Any]) -> int:
+        """Return the most tokens that a row has in memory, its prompt counted once."""
+        return sum(len(ids) for name, ids in row.items() if name.endswith("_ids") and ids)
 
     def params(self) -> dict[str, Any]:
         """Return every setting, defaults included, as JSON values."""
@@ -182,104 +188,6 @@ class Trainer(BaseModel, ABC):
 
     def _passes(self) -> float:
         return 2.0 if self.epochs is None else self.epochs
-
-
-class FitResult(BaseModel):
-    """What a trainer says of its own work."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    status: Status
-    message: str = ""
-    """Why the status is not `trained`, or what was unusual; one line."""
-    revision: str | None = None
-    """The new revision; None unless the status is `trained`."""
-    steps: int = 0
-    rows: int = 0
-    """Rows of the training set that took part."""
-    metrics: list[dict[str, Any]] = []
-    """`{"step": int, "name": str, "value": float}`, in the order in which they were measured."""
-
-
-class Result(FitResult):
-    """What came of a job, as `result.json` holds it."""
-
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    peak_rss_mb: float = 0.0
-    """Most memory that the worker process has held since it started."""
-
-    @classmethod
-    def of(cls, job_folder: Path) -> Result:
-        """Return the result of a job that has ended.
-
-        Raises:
-            FileNotFoundError: it has none yet.
-        """
-        return cls.model_validate_json((job_folder / "result.json").read_bytes())
-
-    def write(self, job_folder: Path) -> None:
-        """Put the result into the job's folder, whole or not at all."""
-        _write_whole(job_folder / "result.json", self.model_dump_json(indent=1))
-
-
-class Job(BaseModel):
-    """One training job. Paths are absolute here; in `job.json` they are relative to the run's folder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    id: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    trainer: dict[str, dict[str, Any]]
-    """One name with its settings, as a recipe has it."""
-    start_folder: Path
-    """Model folder that training begins from."""
-    start_revision: str
-    reference_revision: str | None = None
-    """Whose log-probs the pairs carry."""
-    revisions_root: Path
-    seed: int = Field(0, ge=0, lt=2**32)
-    threads: int = Field(1, ge=1)
-    processes: int = Field(1, ge=1)
-    """Processes that share each optimiser step."""
-    rows: Path
-    dataset_hash: str
-    """`dataset_hash` of the rows, so that a job can never train on others than were recorded."""
-
-    @classmethod
-    def read(cls, job_folder: Path, run_folder: Path) -> Job:
-        """Read `job.json` and anchor its paths."""
-        return cls.model_validate_json((job_folder / "job.json").read_bytes())._moved(
-            lambda path: run_folder.resolve() / path
-        )
-
-    def write(self, job_folder: Path, run_folder: Path) -> None:
-        """Write `job.json`; paths inside the run's folder become relative to it."""
-        run = run_folder.resolve()
-
-        def relative(path: Path) -> Path:
-            path = path.resolve()
-            return path.relative_to(run) if path.is_relative_to(run) else path
-
-        _write_whole(job_folder / "job.json", self._moved(relative).model_dump_json(indent=1))
-
-    def _moved(self, move: Callable[[Path], Path]) -> Job:
-        paths = ("start_folder", "revisions_root", "rows")
-        return self.model_copy(update={name: move(getattr(self, name)) for name in paths})
-
-    @property
-    def staging(self) -> Path:
-        """Folder that the new revision is put together in, before it is published."""
-        return self.revisions_root / f".staging-{self.id}"
-
-    def facts(self, trainer: Trainer, *, rows: int, steps: int) -> dict[str, Any]:
-        """Return what a revision's manifest says of how it was made."""
-        return {
-            "trainer": next(iter(self.trainer)),
-            "params": trainer.params(),
-            "dataset_hash": self.dataset_hash,
-            "reference_revision": self.reference_revision,
-            "seed": self.seed,
-            "rows": rows,
-            "steps": steps,
-        }
 
 
 def trainer_class(name: str) -> type[Trainer]:
@@ -313,11 +221,17 @@ def unknown_options(options: Mapping[str, Any], config: type[Any]) -> list[Probl
     return problems
 
 
-def run_job(job_folder: Path, run_folder: Path, emit: Emit) -> Result:
+def run_job(job_folder: Path, run_folder: Path, emit: Emit, address: str = "") -> Result:
     """Run one job, here or in as many processes as it says, and write its `result.json`.
 
     A job that is already trained, and whose revision is whole, is not run again. Where nothing more can be
     written the status is `no_space`; that result may be nowhere but here.
+
+    Args:
+        job_folder: holds `job.json` and the rows.
+        run_folder: what the job's paths are relative to.
+        emit: takes each event.
+        address: where the driver answers, for a policy that samples while it trains.
     """
     done = _finished(job_folder, run_folder)
     if done is not None:
@@ -330,14 +244,14 @@ def run_job(job_folder: Path, run_folder: Path, emit: Emit) -> Result:
         from .processes import launch
 
         return launch(job_folder, run_folder, count, emit)
-    return run_here(job_folder, run_folder, emit)
+    return run_here(job_folder, run_folder, emit, address)
 
 
-def run_here(job_folder: Path, run_folder: Path, emit: Emit) -> Result:
+def run_here(job_folder: Path, run_folder: Path, emit: Emit, address: str = "") -> Result:
     """Run one job in this process, or this process's share of it, and write its `result.json`."""
     began, cpu = time.monotonic(), time.process_time()
     try:
-        job = Job.read(job_folder, run_folder)
+        job = Job.read(job_folder, run_folder).model_copy(update={"address": address})
         [(name, settings)] = job.trainer.items()
         fitted = trainer_class(name).model_validate(settings).fit(job, emit)
     except Exception as error:  # noqa: BLE001 - whatever ends a job is that job's status
@@ -387,16 +301,6 @@ def _finished(job_folder: Path, run_folder: Path) -> Result | None:
 def _peak_rss_mb() -> float:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def _write_whole(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    with aside.open("w", encoding="utf-8") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    aside.replace(file)
 
 
 __all__ = [

@@ -23,7 +23,15 @@ from .processes import first, world
 from .rows import training_order
 from .trainer import Emit, FitResult, Job, Status, Trainer
 from .watch import Stopped, Watch
-from .weights import Weights, base_folder, open_weights, publish_judge, publish_weights, start_way
+from .weights import (
+    Weights,
+    base_folder,
+    open_weights,
+    publish_judge,
+    publish_weights,
+    start_way,
+    weights_size,
+)
 
 _TRLS_REFERENCE = "ref"
 """Adapter that TRL's DPOTrainer adds as a copy, though the reference is in the rows."""
@@ -138,7 +146,10 @@ class _Attempt:
             return self._failed("nonfinite", f"{name} was not finite before training")
         start = weights.id
         steps = self.trainer.plan(len(examples))
-        order = training_order(len(examples), steps, self.trainer.batch_size, self.job.seed, kinds)
+        each = self.trainer.per_row
+        rows = self.trainer.batch_size // each
+        order = training_order(len(examples), steps, rows, self.job.seed, kinds)
+        order = [row for row in order for _ in range(each)]
         told = settings(self.trainer, self.job.seed, self.method, micro, steps)
         told |= {RECOMPUTE: way.recompute, "bf16": weights.precision != "float32"}
         try:
@@ -188,9 +199,9 @@ class _Attempt:
         """
         begins = start_way(self.job)
         shape = shape_of(base_folder(self.job))
-        found = first_that_fits(
-            ways(self.trainer, shape, _longest(examples), begins), _free_memory()
-        )
+        longest = max(self.trainer.row_tokens(row) for row in examples)
+        held = sum(weights_size(self.job, name) for name in self.job.held)
+        found = first_that_fits(ways(self.trainer, shape, longest, begins), _free_memory() - held)
         if found is None:
             begun = "an adapter" if begins != "full" else f"a student in {shape.precision}"
             hint = "`weights: auto` trains an adapter, and continues it"
@@ -216,16 +227,19 @@ class _Attempt:
             for name, values in trained.items():
                 weights.model.get_parameter(name).data = values
             driver.remove_callback(PrinterCallback)
-            driver.trainer = self.trainer
+            driver.trainer, driver.job = self.trainer, self.job
             driver.watch = self.watch
             driver.report = self._report(told["max_steps"])
             last = checkpoints.newest(scratch)
             for step, values in checkpoints.history(last):
-                self.watch.gradient(step, values["grad_norm"])
+                self.watch.past(step, values)
                 self._keep(step, values)
             driver.add_callback(checkpoints.Marker())
             self.emit({"event": "begin", "steps": told["max_steps"], "from": self.steps})
-            driver.train(resume_from_checkpoint=str(last) if last else None)
+            try:
+                driver.train(resume_from_checkpoint=str(last) if last else None)
+            finally:
+                driver.leave()
         # TRL writes its pad token into both, and binds `forward` to its own head.
         bare.config = config
         if generation is not None:
@@ -301,14 +315,6 @@ def settings(
         **method.settings(trainer),
         **trainer.options,
     }
-
-
-def _longest(examples: Sequence[dict[str, Any]]) -> int:
-    """Return the tokens of the longest example, its prompt counted once."""
-    return max(
-        sum(len(value) for name, value in row.items() if name.endswith("_ids") and value)
-        for row in examples
-    )
 
 
 def _free_memory() -> int:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Literal
 
-Ending = Literal["nonfinite", "no_signal", "spiked", "collapsed"]
+Ending = Literal["nonfinite", "no_signal", "spiked", "collapsed", "wrong_weights"]
 _HISTORY = 50
 """Steps whose gradient norms tell what is usual."""
 _LEAST = 6
@@ -19,6 +19,16 @@ _MOST_SPIKES = 3
 """Skipped steps in a row that end the job: then it is no accident of one batch."""
 _QUIET = 3
 """First steps without any gradient that end the job."""
+_SILENT = 10
+"""First steps whose rollouts say nothing that end the job: a small step may well be all right or all wrong."""
+_ILL = 3
+"""Steps in a row whose rollouts are ill that end the job."""
+_ILL_SHARE = 0.5
+"""Of rollouts that are cut, or of an answer that repeats itself, that is ill, where it was not so from the first."""
+_WILD = 3.0, 1.0
+"""How often the first steps' surprisal, and nats a token more, is ill."""
+_APART = 0.5
+"""Nats a token between what sampled and what is trained that only other weights explain."""
 
 
 class Stopped(Exception):
@@ -39,7 +49,9 @@ class Watch:
     def __init__(self, floor: float = 0.0) -> None:
         self._floor = floor
         self._norms: deque[float] = deque(maxlen=_HISTORY)
-        self._in_a_row = self._quiet = 0
+        self._in_a_row = self._quiet = self._silent = 0
+        self._first: Mapping[str, float] = {}
+        self._ill: list[str] = []
         self.spikes: list[int] = []
         """Steps that were skipped."""
 
@@ -78,6 +90,58 @@ class Watch:
             told = f"gradient norms of {norm:.3g} in step {step} and before, {usual:.3g} is usual"
             raise Stopped("spiked", told)
         return False
+
+    def past(self, step: int, values: Mapping[str, float]) -> None:
+        """Take note of a step that was taken before the job was cut off."""
+        if values["grad_norm"] or not values.get("rollouts/tokens"):
+            self.gradient(step, values["grad_norm"])
+        if "rollouts/tokens" in values:
+            self.sampled(step, values)
+
+    def heard(self, step: int, *, silent: bool) -> None:
+        """Take note of whether any rollout of a step is worth more than others.
+
+        Raises:
+            Stopped: none has been since the first step.
+        """
+        self._silent += silent
+        if self._silent == step == _SILENT:
+            told = f"in the first {_SILENT} steps all rollouts of a prompt earned the same"
+            raise Stopped("no_signal", told)
+
+    def sampled(self, step: int, values: Mapping[str, float]) -> None:
+        """Look at what a step's rollouts were like.
+
+        Raises:
+            Stopped: they have become endless, repeat themselves, or are gibberish.
+        """
+        self._first = self._first or dict(values)
+        ill = self._illness(values)
+        self._ill = [*self._ill, ill] if ill else []
+        if len(self._ill) == _ILL:
+            told = f"{ill} in step {step} and the {_ILL - 1} before: a smaller learning_rate or a "
+            raise Stopped("collapsed", told + "larger beta keeps the policy")
+
+    def _illness(self, values: Mapping[str, float]) -> str:
+        shares = {"cut": "of rollouts are cut", "repeats": "of what is said repeats itself"}
+        for name, words in shares.items():
+            share, before = (v[f"rollouts/{name}"] for v in (values, self._first))
+            if share > max(_ILL_SHARE, 2 * before):
+                return f"{share:.0%} {words}"
+        now, before = (v["rollouts/surprisal"] for v in (values, self._first))
+        if now > _WILD[0] * before + _WILD[1]:
+            return f"rollouts have a surprisal of {now:.2f} nats a token, and had {before:.2f}"
+        return ""
+
+    def apart(self, step: int, gap: float) -> None:
+        """Look at how far the log-probs at sampling are from those in training.
+
+        Raises:
+            Stopped: other weights sampled than are trained.
+        """
+        if gap > _APART:
+            told = f"rollouts of step {step} are {gap:.2f} nats a token from what is trained"
+            raise Stopped("wrong_weights", told)
 
     def _spikes(self, norm: float) -> bool:
         if len(self._norms) < _LEAST:

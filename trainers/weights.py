@@ -14,7 +14,9 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
 )
+from trl.trainer.utils import add_fused_lm_head
 
+from ..errors import StoreProblem
 from ..policies import adapter
 from ..policies.precision import Precision, precision_of, steady
 from ..policies.revision import canary_sequences, fingerprint_model, publish, record_canary
@@ -81,6 +83,33 @@ def base_folder(job: Job) -> Path:
     """Return the folder with the whole weights that a job begins from."""
     base = adapter.base_of(job.start_folder)
     return job.revisions_root / base if base else job.start_folder
+
+
+def open_held(job: Job, name: str) -> PreTrainedModel:
+    """Load a model that a job holds and never changes.
+
+    Raises:
+        StoreProblem: its folder holds other weights than are named.
+    """
+    held = job.held[name]
+    base = adapter.base_of(held.folder)
+    model: Any = _load(held.folder.parent / base if base else held.folder)
+    if base:
+        model = adapter.attach(model, held.folder)
+    if (found := _identity(model, base)) != held.revision:
+        raise StoreProblem(f"{held.folder} holds {found}, and {name} is {held.revision}")
+    bare: PreTrainedModel = model.get_base_model() if base else model
+    add_fused_lm_head(bare)
+    bare.eval().requires_grad_(False)  # noqa: FBT003 - torch's own signature
+    return bare
+
+
+def weights_size(job: Job, name: str) -> int:
+    """Return the bytes of a model that a job holds beside what it trains."""
+    folder = job.held[name].folder
+    base = adapter.base_of(folder)
+    folders = [folder, *([folder.parent / base] if base else [])]
+    return sum(file.stat().st_size for place in folders for file in place.glob("*.safetensors"))
 
 
 def open_weights(job: Job, trainer: Trainer, way: Way) -> Weights:

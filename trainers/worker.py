@@ -72,17 +72,21 @@ class Worker:
         if self._warm:
             await self._send({"warm": self._warm})
 
-    async def run(self, job_folder: Path, run_folder: Path, on_event: Emit) -> Result:
+    async def run(
+        self, job_folder: Path, run_folder: Path, on_event: Emit, address: str = ""
+    ) -> Result:
         """Run one job to its end and return its result; a dead worker is a status too.
 
         Args:
             job_folder: holds `job.json` and the rows; `result.json` is written there.
             run_folder: what the job's paths are relative to.
             on_event: takes each event; called in the loop's thread.
+            address: where questions of the job are answered; see `redistill.trainers.callback`.
         """
         await self.start()
         try:
-            await self._send({"job": str(job_folder.resolve()), "run": str(run_folder.resolve())})
+            places = {"job": str(job_folder.resolve()), "run": str(run_folder.resolve())}
+            await self._send(places | {"address": address})
             async for event in self._events():
                 if event["event"] == "done":
                     if event["leaving"]:
@@ -155,7 +159,7 @@ def _serve(next_line: Callable[[], str], emit: Emit) -> None:
             gc.freeze()
             emit({"event": "ready"})
             continue
-        result = run_job(Path(asked["job"]), Path(asked["run"]), emit)
+        result = run_job(Path(asked["job"]), Path(asked["run"]), emit, asked["address"])
         torch = sys.modules.get("torch")
         # A CUDA context gives its memory back only with its process.
         leaving = torch is not None and torch.cuda.is_initialized()

@@ -4,27 +4,52 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from ...errors import BadInput, Problem
 from ...hashing import content_hash, row_id
 from ...policies.policy import Sampling
 from ...store.store import Row, now
+from ...trainers.sampling import Sampler
 from ...trainers.trainer import BUILTINS as TRAINERS
 from ...trainers.trainer import Trainer
 from ...types import Split
 from .. import plugins
 from ..answer import Asked, answer
 from ..dataset import Sources, prepare
-from ..judge import needs_group
+from ..judge import JudgeSpec, Scorer, let_go, needs_group, roles_of, scorer
 from ..operator import Advance, Makes, Operator, Turn
+from ..people import is_person
+from ..prompt_rows import prepare_prompts
 from ..roles import STUDENT
+from ..rollouts import Reward
+from ..speaker import bind
+from ..speakers import Speakers
 from ..training import run_job
 from ..verdicts import judge_chunk
 from .feedback import Judging
+
+
+class RewardSpec(BaseModel):
+    """A judge whose values rollouts earn."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    judge: JudgeSpec
+    """A judge's name, `{name: {settings}}`, or `module:callable`."""
+    weight: float = Field(1.0, allow_inf_nan=False)
+    """How much its value counts in the sum."""
 
 
 class Train(Operator):
@@ -48,16 +73,19 @@ class Train(Operator):
     """The reference policy of preference losses; start is where training begins."""
     keep_context: bool = False
     """Train on the prompt as the role saw it."""
+    rewards: tuple[RewardSpec, ...] = ()
+    """For a trainer that samples while it trains: the judges whose values its rollouts earn, the one that must
+    tell them apart first. `judge: verifier` is one."""
     most_cut: float = Field(0.2, ge=0, le=1)
     """Share of the round's answers that may be cut at `max_tokens`; above it nothing is trained, because
     what could still be learned of the round is its short answers."""
 
     @model_serializer(mode="wrap")
     def _without_the_usual(self, told: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Recipes that are older than the key have the key that they had.
+        # Recipes that are older than the keys have the ids that they had.
         data: dict[str, Any] = told(self)
-        usual = type(self).model_fields["most_cut"].default
-        return {k: v for k, v in data.items() if k != "most_cut" or v != usual}
+        usual = {k: type(self).model_fields[k].default for k in ("most_cut", "rewards")}
+        return {k: v for k, v in data.items() if k not in usual or (v and v != usual[k])}
 
     @model_validator(mode="before")
     @classmethod
@@ -66,6 +94,9 @@ class Train(Operator):
         if not isinstance(data, dict) or "trainer" not in data:
             return data
         data = data | {"trainer": plugins.spec_of(data["trainer"], TRAINERS)}
+        if "judge" in data:
+            data = {"rewards": [{"judge": data["judge"]}], **data}
+            del data["judge"]
         own = {field.alias or name for name, field in cls.model_fields.items()} | set(
             cls.model_fields
         )
@@ -94,28 +125,75 @@ class Train(Operator):
             trainer = self.load_trainer(f"{where}.trainer")
         except BadInput as error:
             return list(error.problems)
+        if problems := self._misjudged(trainer, where):
+            return problems
         if trainer.makes == "judge":
             what = f"{trainer.name} makes a judge, and a round trains a student"
             return [Problem(f"{where}.trainer", what, "`redistill judge train RUN` runs it")]
         return []
+
+    def _misjudged(self, trainer: Trainer, where: str) -> list[Problem]:
+        """Find judges that a trainer has no use for or lacks, and what is wrong with them."""
+        if trainer.asks != "judge":
+            what = f"{trainer.name} asks no judge while it trains"
+            return [Problem(f"{where}.judge", what, "leave it out")] if self.rewards else []
+        if not self.rewards:
+            what = f"{trainer.name} samples while it trains, and nobody judges that"
+            return [Problem(f"{where}.judge", what, "say `judge: verifier`, or another")]
+        problems: list[Problem] = []
+        for spec in self.rewards:
+            try:
+                judge = scorer(spec.judge, f"{where}.judge")
+            except BadInput as error:
+                problems += error.problems
+                continue
+            if is_person(judge):
+                what = f"{trainer.name} cannot wait for people"
+                problems.append(Problem(f"{where}.judge", what, "people judge in `score`"))
+        return problems
+
+    def reward_judges(self) -> list[tuple[Scorer, object]]:
+        """Return the judges that reward rollouts, each with how it is named."""
+        return [(scorer(r.judge, f"{self.step}.judge"), r.judge) for r in self.rewards]
+
+    def judges(self) -> Mapping[str, str]:
+        """The judges that reward rollouts."""
+        return {judge.name: judge.revision for judge, _ in self.reward_judges()}
+
+    def roles(self) -> tuple[str, ...]:
+        """The roles through which they speak."""
+        return tuple(role for judge, _ in self.reward_judges() for role in roles_of(judge))
+
+    def required(self) -> tuple[Makes, ...]:
+        """A trainer that samples needs no rows; it takes the prompts of those of a step that it is told."""
+        return self.needs if self.of or not self.load_trainer().samples else ()
 
     async def advance(self, turn: Turn) -> Advance:
         """First freeze the training rows, then run the job: two super-steps."""
         trainer = self.load_trainer()
         if turn.cursor == 1:
             # The job tells its own progress, by optimiser step.
-            made = await run_job(turn, self.trainer_name, trainer, self.most_cut)
+            rewards = [
+                Reward(bind(judge, Speakers(turn)), spec.weight)
+                for (judge, _), spec in zip(self.reward_judges(), self.rewards, strict=True)
+            ]
+            made = await run_job(turn, self.trainer_name, trainer, self.most_cut, rewards)
+            for reward in rewards:
+                let_go(reward.judge)
             return Advance(None, challenger=made)
         if not turn.done:
             began = time.monotonic()
             sources = Sources(
-                step=self.sources()[0],
+                step=next(iter(self.sources()), ""),
                 start=self.from_,
                 reference=self.reference,
                 keep_context=self.keep_context,
                 trainer=self.trainer_name,
             )
-            rows = await prepare(turn, trainer, sources)
+            if isinstance(trainer, Sampler):
+                rows = await prepare_prompts(turn, trainer, sources)
+            else:
+                rows = await prepare(turn, trainer, sources)
             turn.commit(rows, time.monotonic() - began)
         return Advance(1)
 

@@ -1,0 +1,70 @@
+"""The files of a round's training job, and the revisions that it begins from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..policies.revision import Revision
+from ..trainers.job import Held, Job
+from ..trainers.rows import rows_table, write_rows
+from ..trainers.trainer import Trainer
+from .operator import Turn
+
+
+def job_folder(turn: Turn) -> Path:
+    """Return the folder of a round's training job."""
+    return turn.run.folder / "jobs" / str(turn.round)
+
+
+def revision_named(turn: Turn, name: str) -> Revision:
+    """Return the revision that `champion`, `initial` or `previous` names in this round."""
+    run = turn.run
+    rows = run.store.rows("SELECT round, champion FROM round ORDER BY round")
+    by_round = {row["round"]: str(row["champion"]) for row in rows}
+    initial = by_round[1]
+    named = {
+        "champion": turn.champion,
+        "initial": initial,
+        "previous": by_round.get(turn.round - 1, initial),
+    }
+    return run.cast.revision(named[name])
+
+
+def write_job(
+    turn: Turn,
+    named: tuple[str, Trainer],
+    start: Revision,
+    dataset: list[dict[str, Any]],
+    reference: str | None = None,
+    held: Mapping[str, Revision] | None = None,
+) -> None:
+    """Write the folder of a round's job.
+
+    Args:
+        turn: of the train step.
+        named: the trainer, and its name as the recipe has it.
+        start: where training begins.
+        dataset: rows of the trainer's kind; a column that a row lacks is missing.
+        reference: revision.id of the reference policy.
+        held: what the job holds beside what it trains, by name.
+    """
+    name, trainer = named
+    folder = job_folder(turn)
+    rows = folder / "rows.parquet"
+    digest = write_rows(rows, rows_table(trainer.rows, dataset))
+    Job(
+        id=f"round-{turn.round}",
+        trainer={name: trainer.params()},
+        start_folder=start.folder,
+        start_revision=start.id,
+        reference_revision=reference,
+        held={n: Held(folder=r.folder, revision=r.id) for n, r in (held or {}).items()},
+        revisions_root=turn.run.folder / "revisions",
+        seed=turn.run.seed % 2**32,
+        threads=turn.run.threads,
+        processes=turn.run.processes,
+        rows=rows,
+        dataset_hash=digest,
+    ).write(folder, turn.run.folder)

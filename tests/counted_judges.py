@@ -1,0 +1,34 @@
+"""Judges that keep a line for each answer that they are asked about, as a server would send a bill for it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from redistill.types import Completion, Prompt
+
+standing = "program"
+
+
+def _early(completion: Completion) -> float:
+    """Return the share of letters that stand in the alphabet's first half."""
+    letters = [c for c in completion.text.casefold() if c.isalpha()]
+    return sum(c < "n" for c in letters) / len(letters) if letters else 0.0
+
+
+async def early(prompt: Prompt, completion: Completion) -> float:
+    """Like letters of the alphabet's first half, and note who was asked about."""
+    with Path(os.environ["BILL"]).open("a", encoding="utf-8") as bill:
+        bill.write(json.dumps([prompt.id, list(completion.token_ids)]) + "\n")
+    return _early(completion)
+
+
+async def sick(prompt: Prompt, completion: Completion) -> float:
+    """Judge alike, and fail on one answer in ten, which is told by its tokens."""
+    if sum(completion.token_ids) % 10 == 0:
+        raise RuntimeError("this one cannot be judged")
+    return await early(prompt, completion)
+
+
+early.standing = sick.standing = "program"  # type: ignore[attr-defined]

@@ -1,0 +1,218 @@
+"""A round whose student samples while it trains: the store has all of it, and no crash costs a verdict twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import fake_judges
+import pytest
+import yaml
+from children import start
+from test_crash import CHILD
+
+from redistill.agents import servers
+from redistill.agents.loop import Place, resume, run
+from redistill.agents.recipe import Recipe, load_recipe
+from redistill.errors import BadInput, TryLater
+from redistill.policies import catalog
+from redistill.store.query import read_rows
+from redistill.testing.fake_server import FakeServer
+from redistill.testing.fakes import fake_prompts
+
+GRPO: dict[str, Any] = {
+    "trainer": "grpo",
+    "k": 4,
+    "batch_size": 16,
+    "micro_batch": 8,
+    "max_tokens": 24,
+    "learning_rate": 1e-4,
+    "steps": 4,
+    "save_every": 2,
+}
+
+
+def base_of(folder: Path, judge: Any, **settings: Any) -> Path:
+    """Write a recipe whose round samples, is rewarded, and is trained in one step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = fake_prompts(train=12, heldout=8, test=8)
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    recipe = {
+        "name": "one",
+        "student": "tiny",
+        "prompts": {"file": "prompts.jsonl"},
+        "execution": {"threads": 1},
+        "unproven_judge": "allow",
+        "round": [
+            {"train": {**GRPO, "judge": judge, **settings}},
+            {"evaluate": {"judge": "verifier", "max_tokens": 8}},
+            {"gate": {"guards": []}},
+        ],
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
+    return folder
+
+
+def loaded(base: Path) -> Recipe:
+    """Load a base's recipe."""
+    return load_recipe((base / "recipe.yaml").read_text("utf-8"), "recipe.yaml", base=base)
+
+
+def go(base: Path) -> Path:
+    """Run it here, and return the run's folder."""
+    return run(loaded(base), place=Place(base / "runs", catalog.default_cache()))
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One undisturbed round under a judge that fails on one answer in ten."""
+    base = base_of(tmp_path_factory.mktemp("ran"), "counted_judges:sick")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BILL", str(base / "bill"))
+        return go(base)
+
+
+def test_every_rollout_is_a_completion_of_the_job(ran: Path) -> None:
+    """Four steps of sixteen rollouts: with tokens, log-probs, job, step and slot, their verdicts, and what they were worth."""
+    rows = read_rows(
+        ran,
+        """
+        SELECT c.optimizer_step AS step, c.slot, c.training_run_id = j.id AS of_job, c.split,
+               len(t.token_ids) = c.tokens AS whole, len(t.logprobs) = c.tokens AS scored,
+               r.advantage, r.weight, r.reward, v.status, v.value
+        FROM completion c JOIN training_run j ON j.round = c.round
+        JOIN completion_tokens t ON t.completion_id = c.id
+        JOIN training_row r ON r.completion_id = c.id
+        JOIN judgement v ON v.completion_id = c.id
+        WHERE c.step = 'train' ORDER BY 1, 2
+        """,
+    )
+    assert [(r["step"], r["slot"]) for r in rows] == [
+        (s, n) for s in range(1, 5) for n in range(16)
+    ]
+    assert all(r["of_job"] and r["whole"] and r["scored"] and r["split"] == "train" for r in rows)
+    assert [r["reward"] for r in rows] == [r["value"] for r in rows]
+    [job] = read_rows(ran, "SELECT status, message, steps FROM training_run")
+    assert (job["status"], job["steps"]) == ("trained", 4), job["message"]
+
+
+def test_one_failed_judgement_in_ten_leaves_its_group(ran: Path) -> None:
+    """A failed judgement is a status, no reward and weight 0; the advantages are those of the others alone."""
+    rows = read_rows(
+        ran,
+        """
+        SELECT c.optimizer_step AS step, c.slot, v.status, r.reward, r.advantage, r.weight
+        FROM completion c JOIN training_row r ON r.completion_id = c.id
+        JOIN judgement v ON v.completion_id = c.id WHERE c.step = 'train' ORDER BY 1, 2
+        """,
+    )
+    failed = [r for r in rows if r["status"] == "error"]
+    assert 0 < len(failed) < len(rows) / 3
+    assert all(r["reward"] is None and r["weight"] == 0 for r in failed)
+    for begin in range(0, len(rows), 4):
+        kept = [r for r in rows[begin : begin + 4] if r["status"] == "ok"]
+        rewards = [r["reward"] for r in kept]
+        if len(kept) > 1 and max(rewards) - min(rewards) > 1e-6:
+            assert sum(r["advantage"] for r in kept) == pytest.approx(0, abs=1e-6)
+            assert all(r["weight"] == 1 for r in kept)
+        else:
+            assert all(r["weight"] == 0 for r in kept)
+
+
+def facts(base: Path) -> dict[str, Any]:
+    """Return what no crash may change."""
+    folder = base / "runs" / "one"
+    queries = {
+        "said": "SELECT id::VARCHAR AS i, payload_hash, attempt FROM completion ORDER BY 1",
+        "earned": "SELECT id::VARCHAR AS i, status, value FROM judgement ORDER BY 1",
+        "learned": "SELECT id::VARCHAR AS i, position, reward, advantage, weight FROM training_row ORDER BY 1",
+        "trained": "SELECT status, revision, steps FROM training_run",
+        "decided": "SELECT decision, delta FROM decision",
+        "gain": "SELECT detail FROM event WHERE kind = 'gain'",
+    }
+    return {name: read_rows(folder, query) for name, query in queries.items()}
+
+
+def test_killed_while_it_samples_ends_like_undisturbed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL after sampling, before and after judging, before a step and between two: the same rollouts, rewards and weights.
+
+    Only verdicts that were on their way when it died are asked for again.
+    """
+    bills = {}
+    points: list[list[Any]] = [
+        [1, "train:said:", 10_000, "after"],
+        [1, "train:judge-0:", 20_000, "before"],
+        [1, "train:judge-0:", 30_000, "after"],
+        [1, "train:learned:", 3, "after"],
+        [1, "train", 3, "during"],
+        [1, "train", 1, "before"],
+    ]
+    for name, kills in (("calm", []), ("struck", points)):
+        base = base_of(tmp_path / name, "counted_judges:early")
+        monkeypatch.setenv("BILL", str(base / "bill"))
+        monkeypatch.setenv("PYTHONPATH", str(CHILD.parent))
+        for kill in [*kills, None]:
+            told = {"base": str(base), "kill": kill, "log": str(base / "log.jsonl")}
+            ended = start(CHILD, told)
+            wanted = -signal.SIGKILL if kill else 0
+            assert ended.returncode == wanted, (kill, ended.stderr[-3000:])
+        bills[name] = (base / "bill").read_text("utf-8").splitlines()
+    assert facts(tmp_path / "struck") == facts(tmp_path / "calm")
+    assert set(bills["struck"]) == set(bills["calm"])
+    on_their_way = 16  # of the one batch whose verdicts were not yet in the store
+    assert len(bills["struck"]) == len(bills["calm"]) + on_their_way
+
+
+def test_a_judge_that_goes_away_parks_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that goes away after 24 verdicts stops the run; when it is back the run goes on, and asks for the rest."""
+    before = servers.address_of
+    quick: dict[str, Any] = {"patience": 0.2, "backoff": 0.01, "longest_pause": 0.05}
+    quick |= {"breaker": 2, "attempts": 2}
+    monkeypatch.setattr(
+        servers, "address_of", lambda n, r: dataclasses.replace(before(n, r), **quick)
+    )
+    base = base_of(tmp_path, {"chat": {"role": "helper"}}, steps=3)
+    recipe = yaml.safe_load((base / "recipe.yaml").read_text("utf-8"))
+    place = Place(base / "runs", catalog.default_cache())
+    with FakeServer(fake_judges.judge, "unavailable", script=["ok"] * 24) as server:
+        recipe["roles"] = {"helper": {"policy": server.url, "model": "m"}}
+        (base / "recipe.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
+        with pytest.raises(TryLater, match="has been away"):
+            run(loaded(base), place=place)
+        assert not read_rows(base / "runs" / "one", "SELECT * FROM training_run")
+        server.modes = {}
+        folder = resume(base / "runs" / "one", place=place)
+    rows = read_rows(
+        folder, "SELECT status, count(*) AS n FROM judgement WHERE step = 'train' GROUP BY ALL"
+    )
+    assert rows == [{"status": "ok", "n": 48}]
+    # The first step's sixteen stood in the store; the eight of the second one that were answered were not yet.
+    assert server.counts["ok"] == 48 + 8
+
+
+def test_who_judges_is_asked_for_before_anything_runs(tmp_path: Path) -> None:
+    """A trainer that samples needs a judge, one that does not takes none, and people cannot be waited for."""
+    for settings, told in (
+        ({"judge": "verifier", "trainer": {"sft": {}}}, "asks no judge"),
+        ({"rewards": []}, "nobody judges that"),
+        ({"judge": "human"}, "cannot wait for people"),
+        ({"judge": "verifyer"}, "verifyer"),
+    ):
+        base = base_of(tmp_path, "verifier")
+        recipe = yaml.safe_load((base / "recipe.yaml").read_text("utf-8"))
+        recipe["round"][0]["train"] = {**GRPO, **settings} if "k" not in str(settings) else settings
+        if "trainer" in settings:
+            recipe["round"][0]["train"] = settings
+            recipe["round"].insert(0, {"sample": {"k": 2, "max_tokens": 8}})
+            recipe["round"].insert(1, {"score": {"judge": "verifier"}})
+            recipe["round"].insert(2, {"select": {}})
+        (base / "recipe.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
+        with pytest.raises(BadInput, match=told):
+            loaded(base)
