@@ -1,6 +1,7 @@
-"""Training a judge on the pairs of a run: a reward model that has yet to pass its exam.
+"""Training a judge on what stands in a run: one that has yet to pass its exam.
 
-The run is left as it is, but for one event that says what was trained on what. The judge lies in the run's
+Pairs make a reward model, and verdicts a generative judge, which is asked in words and answers as whoever gave the
+verdicts. The run is left as it is, but for one event that says what was trained on what. The judge lies in the run's
 `judges/`, and its conversations are rendered with the student's chat template, as the judge itself will do it.
 """
 
@@ -8,23 +9,30 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ..errors import BadInput, EnvironmentProblem
 from ..hashing import content_hash, row_id
+from ..policies.model_folder import folder_problems
 from ..policies.revision import Revision
 from ..store.query import read_rows, snapshot
 from ..store.store import Row, Store, now
-from ..trainers.rows import rows_table, write_rows
+from ..trainers.rows import RowsKind, dataset_hash, rows_table, write_rows
 from ..trainers.trainer import Job, Result, Trainer
 from ..trainers.worker import Worker
 from ..types import Message
+from .judge import BUILTINS
+from .judge_lessons import ROLE, Wanted, lessons_of
 from .opening import only_one
 from .operator import Progress
+from .plugins import spec_of
 
 _PAIRS = """
     SELECT p.id::VARCHAR AS id, p.weight, p.margin, p.probability, m.text AS messages,
@@ -33,8 +41,25 @@ _PAIRS = """
     JOIN prompt q ON q.id = p.prompt_id JOIN content m ON m.hash = q.messages_hash AND m.round = q.round
     JOIN completion cc ON cc.id = p.chosen_id JOIN content c ON c.hash = cc.text_hash AND c.round = cc.round
     JOIN completion rr ON rr.id = p.rejected_id JOIN content r ON r.hash = rr.text_hash AND r.round = rr.round
-    WHERE p.split = 'train' AND (len(?) = 0 OR list_contains(?, p.step)) ORDER BY p.round, p.id
+    WHERE p.split = 'train' AND (len(?) = 0 OR list_contains(?, p.step))
+      AND coalesce(m.forgotten_at, c.forgotten_at, r.forgotten_at) IS NULL
+    ORDER BY p.round, p.id
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """The rows that a judge is trained on."""
+
+    kind: RowsKind
+    rows: list[dict[str, Any]]
+    detail: dict[str, Any] = field(default_factory=dict)
+    """What else the run's event says of them; of verdicts, `asks` is how a recipe names the judge."""
+
+    @property
+    def what(self) -> str:
+        """What each row is of."""
+        return "pairs" if self.kind == "pairs" else "verdicts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,43 +67,59 @@ class TrainedJudge:
     """What came of training a judge."""
 
     folder: Path
-    pairs: int
+    material: Material
     result: Result
+
+    @property
+    def rows(self) -> int:
+        """How many rows it was trained on."""
+        return len(self.material.rows)
 
     @property
     def spec(self) -> str:
         """How a recipe or `judge admit` names it."""
-        return f"{{reward_model: {{model: {self.folder}}}}}"
+        asks = self.material.detail.get("asks")
+        if asks is None:
+            return f"{{reward_model: {{model: {self.folder}}}}}"
+        return str(yaml.safe_dump(asks, default_flow_style=True, width=10_000)).strip()
+
+    @property
+    def role(self) -> str | None:
+        """Who speaks for it, as `judge admit --role` takes it; None where the spec says it already."""
+        return f"{ROLE}={self.folder.resolve()}" if "asks" in self.material.detail else None
+
+    @property
+    def admit(self) -> str:
+        """The command that lets it sit the exam."""
+        role = f" --role {shlex.quote(self.role)}" if self.role else ""
+        return f"redistill judge admit {shlex.quote(self.spec)}{role}"
 
 
-def train_judge(
-    run: Path, trainer: Trainer, steps: Sequence[str], progress: Progress
-) -> TrainedJudge:
-    """Train a judge on all pairs of a run, from the run's initial student.
+def train_judge(run: Path, trainer: Trainer, wanted: Wanted, progress: Progress) -> TrainedJudge:
+    """Train a judge on all pairs or verdicts of a run, from the run's initial student.
 
     Args:
         run: the run's folder.
-        trainer: one that makes a judge.
-        steps: pair steps whose pairs count; all of them where it is empty.
+        trainer: one that makes a judge of pairs, or one that learns answers.
+        wanted: of which steps; and of verdicts, whose they are and how the judge asks.
         progress: is told each optimiser step.
 
     Raises:
-        BadInput: the trainer makes no judge, or the run has no such pairs.
+        BadInput: the trainer makes no judge, or the run has no such rows.
         EnvironmentProblem: training ended without a judge, with its reason.
     """
-    if trainer.makes != "judge":
-        raise BadInput.at("--trainer", f"{trainer.name} makes a student", "use `reward`")
+    _check(trainer, wanted)
     snapshot(run)  # names the runs that are there, where this one is not
-    found = read_rows(run, _PAIRS, [list(steps), list(steps)])
-    if not found:
-        named = f" of {' or '.join(steps)}" if steps else ""
-        raise BadInput.at(str(run), f"has no pairs{named}", "a `pair` step makes them")
     [told] = read_rows(run, "SELECT student, seed FROM run")
     start = Revision.read(run / "revisions" / told["student"])
-    rows = _rows(start.folder, found)
-    name = content_hash([trainer.params(), [row["id"] for row in rows]])[:16]
+    if problems := folder_problems(start.folder):
+        raise BadInput(*problems)
+    drawn = _pairs if trainer.makes == "judge" else _verdicts
+    material = drawn(run, start, wanted)
+    table = rows_table(material.kind, material.rows)
+    name = content_hash([trainer.name, trainer.params(), dataset_hash(table)])[:16]
     folder = run / "judges" / "jobs" / name
-    digest = write_rows(folder / "rows.parquet", rows_table("pairs", rows))
+    digest = write_rows(folder / "rows.parquet", table)
     Job(
         id=name,
         trainer={trainer.name: trainer.params()},
@@ -93,8 +134,45 @@ def train_judge(
         result = asyncio.run(_work(folder, run, progress))
         if result.revision is None:
             raise EnvironmentProblem(f"no judge was trained: {result.message}")
-        _record(run, trainer, result, digest)
-    return TrainedJudge(run / "judges" / result.revision, len(rows), result)
+        _record(run, trainer, result, {"dataset_hash": digest, **material.detail})
+    return TrainedJudge(run / "judges" / result.revision, material, result)
+
+
+def _check(trainer: Trainer, wanted: Wanted) -> None:
+    """Refuse what makes no judge, or none that a role could load."""
+    if trainer.makes == "judge":
+        if wanted.judge or wanted.asks is not None:
+            option = "--judge" if wanted.judge else "--as"
+            what = f"{trainer.name} learns pairs, and asks nothing in words"
+            raise BadInput.at(option, what, "leave it out, or say --trainer sft")
+    elif trainer.rows != "completions":
+        hint = "use `reward` on pairs, or `sft` on verdicts"
+        raise BadInput.at("--trainer", f"{trainer.name} makes a student", hint)
+    elif trainer.weights != "full":
+        what = f"a judge is a whole model, and `weights: {trainer.weights}` may make an adapter"
+        raise BadInput.at("--trainer", what, "say `weights: full`")
+
+
+def _pairs(run: Path, start: Revision, wanted: Wanted) -> Material:
+    steps = list(wanted.steps)
+    found = read_rows(run, _PAIRS, [steps, steps])
+    if not found:
+        named = f" of {' or '.join(steps)}" if steps else ""
+        raise BadInput.at(str(run), f"has no pairs{named}", "a `pair` step makes them")
+    return Material("pairs", _rows(start.folder, found))
+
+
+def _verdicts(run: Path, start: Revision, wanted: Wanted) -> Material:
+    from ..policies.transformers import TransformersPolicy
+
+    found = lessons_of(run, TransformersPolicy(start), wanted)
+    detail = {
+        "learned_from": found.learned_from,
+        "judge_revision": found.revision,
+        "asks": spec_of(found.judge, BUILTINS),
+        "left_out": dict(found.left_out),
+    }
+    return Material("completions", found.rows, detail)
 
 
 def _rows(start: Path, found: Sequence[Row]) -> list[dict[str, Any]]:
@@ -143,15 +221,15 @@ async def _work(job: Path, run: Path, progress: Progress) -> Result:
         await worker.close()
 
 
-def _record(run: Path, trainer: Trainer, result: Result, digest: str) -> None:
-    """Write the event that says which judge was made of which pairs."""
+def _record(run: Path, trainer: Trainer, result: Result, of: dict[str, Any]) -> None:
+    """Write the event that says which judge was made of what."""
     detail = {
         "judge": f"judges/{result.revision}",
         "trainer": trainer.name,
         "settings": trainer.params(),
-        "dataset_hash": digest,
         "rows": result.rows,
         "steps": result.steps,
+        **of,
     }
     subject = str(result.revision)
     row: Row = {

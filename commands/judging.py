@@ -79,19 +79,29 @@ def admit(
 def train(
     run: RunName,
     trainer: Annotated[
-        str, typer.Option(help="A trainer that makes a judge, with its settings as in a recipe.")
+        str,
+        typer.Option(help="`reward` on pairs or `sft` on verdicts, with settings as in a recipe."),
     ] = "reward",
+    judge: Annotated[
+        str, typer.Option(help="Whose verdicts sft learns; needed where several have judged.")
+    ] = "",
+    asks: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            help="How the judge of sft asks, as in a recipe; else as the judge that it learns from.",
+        ),
+    ] = None,
     steps: Annotated[
         list[str] | None,
-        typer.Option("--step", help="Only pairs of this step; may be given more than once."),
+        typer.Option("--step", help="Only rows of this step; may be given more than once."),
     ] = None,
     runs: Runs = RUNS,
     as_json: Json = False,
 ) -> None:
-    """Train a judge on the pairs of a run; it has yet to pass its exam."""
-    import yaml
-
+    """Train a judge on the pairs or verdicts of a run; it has yet to pass its exam."""
     from ..agents import plugins
+    from ..agents.judge_lessons import Wanted
     from ..agents.judge_training import train_judge
     from ..report.console import Progressing
     from ..store.query import snapshot
@@ -99,27 +109,25 @@ def train(
 
     folder = runs / run
     snapshot(folder)  # a log file of a run that is not there would make its folder
-    made = plugins.build("trainers", yaml.safe_load(trainer), BUILTINS, "--trainer")
+    made = plugins.build("trainers", _yaml(trainer, "--trainer"), BUILTINS, "--trainer")
+    wanted = Wanted(judge, None if asks is None else _yaml(asks, "--as"), steps or ())
     progress = Progressing(terminal(stderr=as_json), quiet=as_json)
     progress.open(folder)
     try:
-        found = train_judge(folder, made, steps or (), progress)
+        found = train_judge(folder, made, wanted, progress)
     finally:
         progress.close()
     if as_json:
         print_json(
-            {"judge": found.spec, "pairs": found.pairs, "steps": found.result.steps}
-            | {"metrics": found.result.metrics}
+            {"judge": found.spec, "role": found.role, found.material.what: found.rows}
+            | {"left_out": found.material.detail.get("left_out", {})}
+            | {"steps": found.result.steps, "metrics": found.result.metrics}
         )
         return
-    told = f"trained on {found.pairs} pairs in {found.result.steps} steps: {found.folder}"
-    terminal().print(told, highlight=False, markup=False, soft_wrap=True)
-    terminal().print(
-        f"examine it: redistill judge admit '{found.spec}'",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    told = f"trained on {found.rows} {found.material.what} in {found.result.steps} steps"
+    left = [f"left out: {n} {why}" for why, n in found.material.detail.get("left_out", {}).items()]
+    for line in [f"{told}: {found.folder}", *left, f"examine it: {found.admit}"]:
+        terminal().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -205,17 +213,21 @@ def _show(first_line: str, record: Record) -> None:
 
 def _judge(text: str) -> tuple[Judge, Any]:
     """Return the judge that is named, and how a recipe names it."""
-    import yaml
-
     from ..agents.judge import load
     from ..agents.plugins import one_of
 
-    try:
-        spec = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise BadInput.at("JUDGE", f"is no YAML: {str(error).splitlines()[0]}") from error
+    spec = _yaml(text, "JUDGE")
     one_of(spec, "JUDGE")
     return load(spec, "JUDGE"), spec
+
+
+def _yaml(text: str, where: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise BadInput.at(where, f"is no YAML: {str(error).splitlines()[0]}") from error
 
 
 def _sitting(pairs: list[Path], slices: list[str]) -> Sitting:

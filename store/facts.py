@@ -67,13 +67,13 @@ def read_prompts(store: Store, split: Split) -> list[Prompt]:
         f"{_PROMPTS} WHERE p.split = ? AND NOT list_contains(p.tags, ?) ORDER BY p.position",
         [split, IMPORTED],
     )
-    return [_prompt(row) for row in rows]
+    return [prompt_of(row) for row in rows]
 
 
 def find_prompts(store: Store, ids: Iterable[str]) -> dict[str, Prompt]:
     """Return prompts by id, of any split, imported or not."""
     rows = store.rows(f"{_PROMPTS} WHERE list_contains(?::UUID[], p.id)", [sorted(set(ids))])
-    return {row["id"]: _prompt(row) for row in rows}
+    return {row["id"]: prompt_of(row) for row in rows}
 
 
 _PROMPTS = """
@@ -84,7 +84,8 @@ JOIN content d ON d.hash = p.details_hash AND d.round = p.round
 """
 
 
-def _prompt(row: Row) -> Prompt:
+def prompt_of(row: Row) -> Prompt:
+    """Return the prompt of a row that has its `messages` and `details` as they are stored."""
     details: dict[str, Any] = json.loads(row["details"])
     return Prompt(
         id=row["id"],

@@ -17,7 +17,7 @@ from typing import Any
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from redistill import cli
-from redistill.agents import dataset
+from redistill.agents import job_files
 from redistill.store.store import Store
 from redistill.trainers.worker import Worker
 
@@ -69,7 +69,7 @@ _PLACES: dict[str, Callable[[int], None]] = {
     "store": lambda after: _from(Store, "_transact", after),
     "snapshot": lambda after: _from(Store, "_copy", after),
     "graph": lambda after: _from(AsyncSqliteSaver, "aput", after),
-    "job": lambda after: _from(dataset, "write_rows", after),
+    "job": lambda after: _from(job_files, "write_rows", after),
     "worker": _worker,
 }
 

@@ -22,7 +22,8 @@ class SFT(Trainer):
 
     On answers that passed a judge this is rejection sampling fine-tuning (Yuan et al. 2023,
     arXiv:2308.01825), STaR (Zelikman et al. 2022, arXiv:2203.14465) or ReST-EM (Singh et al. 2023,
-    arXiv:2312.06585); with answers from another context it is prompt distillation.
+    arXiv:2312.06585); with answers from another context it is prompt distillation. On a run's verdicts it makes
+    a judge: `redistill judge train RUN --trainer sft`.
     """
 
     name: ClassVar[str] = "sft"

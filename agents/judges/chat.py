@@ -22,7 +22,7 @@ from ..judge import ColumnName, JudgeTask, Mode
 from ..speaker import Ask, Reply
 from ..template import fill, sound, template
 from .material import LETTERS, fenced, mark_of
-from .speaking import Speaking
+from .speaking import Lesson, Speaking
 
 _REASONS = 4000
 """Characters of the reasons that a model held to a schema may write."""
@@ -78,13 +78,13 @@ class Chat(Speaking):
 
     async def score(self, tasks: Sequence[JudgeTask]) -> list[Judgement]:
         """Give each answer a value; of aspects, their mean."""
-        replies = await self._ask("score", tasks, [self._score_form(task) for task in tasks])
+        replies = await self._ask("score", tasks)
         return [self._scored(task, reply) for task, reply in zip(tasks, replies, strict=True)]
 
     async def compare(self, tasks: Sequence[JudgeTask]) -> list[Judgement]:
         """Rank the answers of each task as presented."""
         few = [task for task in tasks if len(task.candidates) <= len(LETTERS)]
-        replies = await self._ask("compare", few, [self._compare_form(task) for task in few])
+        replies = await self._ask("compare", few)
         found = iter(map(self._compared, few, replies))
         many = f"more than {len(LETTERS)} answers"
         return [
@@ -96,7 +96,7 @@ class Chat(Speaking):
 
     async def critique(self, tasks: Sequence[JudgeTask]) -> list[Judgement]:
         """Say in words what is wrong with each answer."""
-        replies = await self._ask("critique", tasks, [None for _ in tasks])
+        replies = await self._ask("critique", tasks)
         return [
             Judgement(None, text=reply.text.strip(), reply=reply.text, usage=reply.usage)
             if reply.status == "ok" and reply.text.strip()
@@ -104,18 +104,53 @@ class Chat(Speaking):
             for reply in replies
         ]
 
+    def lesson(self, mode: Mode, task: JudgeTask, said: Judgement) -> Lesson | None:
+        """Return what it asks about a task, and the reply that says a judgement.
+
+        The stored reply where it is read as just that; else the verdict in the form asked for. Scores of several
+        aspects, and reasons that nobody has written, are not made up: there is no reply then.
+        """
+        if len(task.candidates) > len(LETTERS):
+            return None
+        kept = Reply(said.reply)
+        if mode == "critique":
+            reply = said.reply.strip() or said.text
+        else:
+            read = self._scored(task, kept) if mode == "score" else self._compared(task, kept)
+            same = (read.status, read.value, read.ranks) == (said.status, said.value, said.ranks)
+            reply = said.reply if same else self._spoken(mode, said)
+        return Lesson(self._conversation(mode, task).messages, reply) if reply else None
+
+    def _spoken(self, mode: Mode, said: Judgement) -> str:
+        """Return a verdict in the form asked for; empty where something of it is missing."""
+        found: dict[str, Any] = {}
+        if self.reasoning:
+            if not said.text:
+                return ""
+            found["reasoning"] = said.text[:_REASONS]
+        if mode == "score":
+            if self.aspects or said.value is None:
+                return ""
+            low, high = self.scale
+            found["score"] = low + round(said.value * (high - low))
+        elif not said.ranks:
+            return ""
+        elif len(said.ranks) == 2:
+            first, second = said.ranks
+            found["better"] = "tie" if first == second else "A" if first < second else "B"
+        else:
+            found["ranks"] = dict(zip(LETTERS, said.ranks, strict=False))
+        return json.dumps(found, ensure_ascii=False)
+
     # -- asking
 
-    async def _ask(
-        self, mode: Mode, tasks: Sequence[JudgeTask], forms: Sequence[Mapping[str, Any] | None]
-    ) -> list[Reply]:
-        asks = [
-            self._conversation(mode, task, form) for task, form in zip(tasks, forms, strict=True)
-        ]
+    async def _ask(self, mode: Mode, tasks: Sequence[JudgeTask]) -> list[Reply]:
+        asks = [self._conversation(mode, task) for task in tasks]
         sampling = Sampling(self.temperature, 1.0, 0, self.max_tokens)
         return await self.speaker.say(self.role, asks, sampling)
 
-    def _conversation(self, mode: Mode, task: JudgeTask, form: Mapping[str, Any] | None) -> Ask:
+    def _conversation(self, mode: Mode, task: JudgeTask) -> Ask:
+        form = self._form_of(mode, task)
         text = fill(
             _text(_WRAPPERS[mode]),
             rubric=_text(self.rubric).strip(),
@@ -131,6 +166,11 @@ class Chat(Speaking):
         wanted: dict[str, Any] = form["properties"]
         parts = [f'"{key}": {field["description"]}' for key, field in wanted.items()]
         return f"Reply with one JSON object, and nothing after it: {{{', '.join(parts)}}}"
+
+    def _form_of(self, mode: Mode, task: JudgeTask) -> Mapping[str, Any] | None:
+        if mode == "critique":
+            return None
+        return self._score_form(task) if mode == "score" else self._compare_form(task)
 
     def _score_form(self, task: JudgeTask) -> Mapping[str, Any]:  # noqa: ARG002 - as the other form
         low, high = self.scale

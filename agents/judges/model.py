@@ -21,11 +21,14 @@ from ..ranking import total, verdict
 from ..speaker import Ask, Given, Measured, Weighed
 from ..template import fill, sound, template
 from .material import LETTERS, brief, fenced, mark_of
-from .speaking import Speaking
+from .speaking import Lesson, Speaking
 
 _LARGEST = 700.0
 """Most nats whose exponential is a float."""
+_EVEN = 0.5
+"""Value of an answer that is neither good nor bad."""
 _YES_NO = ("yes", "no")
+_IS_GOOD = "Is it a good answer? Reply with one word: yes or no."
 
 
 class Weighing(Speaking):
@@ -54,20 +57,23 @@ class Weighing(Speaking):
         self, mode: Mode, tasks: Sequence[JudgeTask], form: str, options: Sequence[str]
     ) -> list[Weighed]:
         """Return how likely each option is as the reply to each task, put in the words of `form`."""
-        wrapper = _text("brief" if self.brief else _WRAPPERS[mode])
-        rubric, revision = _text(self.rubric).strip(), self.revision
+        revision = self.revision
         asks = []
         for task in tasks:
-            text = fill(
-                wrapper,
-                rubric=rubric,
-                mark=mark_of(task),
-                material=brief(task) if self.brief else fenced(task),
-                form=form,
-            )
+            text = self.asked(mode, task, form)
             seed = row_seed(content_hash([revision, mode, text, task.attempt]))
             asks.append(Ask((Message("user", text.strip()),), seed))
         return await self.speaker.choose(self.role, asks, options) if asks else []
+
+    def asked(self, mode: Mode, task: JudgeTask, form: str) -> str:
+        """Return what is asked about a task, put in the words of `form`."""
+        return fill(
+            _text("brief" if self.brief else _WRAPPERS[mode]),
+            rubric=_text(self.rubric).strip(),
+            mark=mark_of(task),
+            material=brief(task) if self.brief else fenced(task),
+            form=form,
+        )
 
 
 _WRAPPERS: Mapping[Mode, str] = {"score": "judge_score", "compare": "judge_compare"}
@@ -99,9 +105,8 @@ class Choice(Weighing):
 
     async def score(self, tasks: Sequence[JudgeTask]) -> list[Judgement]:
         """Give each answer the chance that the model calls it good."""
-        form = "Is it a good answer? Reply with one word: yes or no."
         found = []
-        for each in await self.weigh("score", tasks, form, _YES_NO):
+        for each in await self.weigh("score", tasks, _IS_GOOD, _YES_NO):
             good = None if each.status != "ok" else min(1.0, each.probabilities[0])
             found.append(
                 _unweighed(each)
@@ -110,12 +115,34 @@ class Choice(Weighing):
             )
         return found
 
-    async def _compare(self, size: int, tasks: Sequence[JudgeTask]) -> list[Judgement]:
+    def lesson(self, mode: Mode, task: JudgeTask, said: Judgement) -> Lesson | None:
+        """Return what it asks about a task, and the letter or word that says a judgement.
+
+        No letter says that several are best, but for two where `tie` is allowed; no word says 0.5.
+        """
+        size = len(task.candidates)
+        if mode == "score" and said.value is not None and said.value != _EVEN:
+            form, reply = _IS_GOOD, _YES_NO[said.value < _EVEN]
+        elif mode == "compare" and said.ranks and size <= len(LETTERS):
+            form, options = self._options(size)
+            best = [letter for letter, rank in zip(options, said.ranks, strict=False) if rank == 1]
+            if len(best) > 1 and len(options) == size:
+                return None
+            reply = best[0] if len(best) == 1 else options[-1]
+        else:
+            return None
+        return Lesson((Message("user", self.asked(mode, task, form).strip()),), reply)
+
+    def _options(self, size: int) -> tuple[str, list[str]]:
+        """Return the words that ask for one of so many answers, and the letters that may come."""
         letters = list(LETTERS[:size])
         neither = self.tie and size == 2
         named = [*letters, f"{LETTERS[size]} if neither is better"] if neither else letters
         form = f"Reply with one letter: {', '.join(named[:-1])} or {named[-1]}."
-        options = list(LETTERS[: len(named)])
+        return form, list(LETTERS[: len(named)])
+
+    async def _compare(self, size: int, tasks: Sequence[JudgeTask]) -> list[Judgement]:
+        form, options = self._options(size)
         return [
             self._ranked(size, options, each)
             for each in await self.weigh("compare", tasks, form, options)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Self
 
 from pydantic import PrivateAttr
 
-from ..judge import SettledJudge
+from ...types import Judgement, Message
+from ..judge import JudgeTask, Mode, SettledJudge
 from ..roles import STUDENT
 from ..speaker import Speaker
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What a model is asked as a judge, and the reply that it should learn to give."""
+
+    asked: tuple[Message, ...]
+    reply: str
 
 
 class Speaking(SettledJudge):
@@ -28,6 +38,13 @@ class Speaking(SettledJudge):
         judge = self.model_copy()
         judge._speaker = speaker
         return judge
+
+    def lesson(self, mode: Mode, task: JudgeTask, said: Judgement) -> Lesson | None:  # noqa: ARG002
+        """Return what it asks about a task, and the reply that it would read as a given judgement.
+
+        None where no reply says it; a judge that cannot be taught by replies has none for anything.
+        """
+        return None
 
     @property
     def speaker(self) -> Speaker:
