@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import BadInput
@@ -31,6 +31,10 @@ class Sources:
     keep_context: bool
     trainer: str
     """The trainer's name as the recipe has it, for the job's file."""
+    teachers: Mapping[str, str] = field(default_factory=dict)
+    """By a prompt's tag, or `*` for all others: the role that teaches."""
+    given: str = ""
+    """What a student that teaches itself sees."""
 
 
 @dataclass(frozen=True, slots=True)

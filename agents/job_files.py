@@ -32,9 +32,20 @@ def revision_named(turn: Turn, name: str) -> Revision:
     return run.cast.revision(named[name])
 
 
+def named(turn: Turn, role: str) -> tuple[str, Revision]:
+    """Return which policy and which of its revisions a role names here."""
+    return turn.run.cast.named(
+        role,
+        turn.run.store,
+        round=turn.round,
+        champion=turn.champion,
+        current=turn.current,
+    )
+
+
 def write_job(
     turn: Turn,
-    named: tuple[str, Trainer],
+    called: tuple[str, Trainer],
     start: Revision,
     dataset: list[dict[str, Any]],
     reference: str | None = None,
@@ -44,13 +55,13 @@ def write_job(
 
     Args:
         turn: of the train step.
-        named: the trainer, and its name as the recipe has it.
+        called: the trainer's name as the recipe has it, and the trainer.
         start: where training begins.
         dataset: rows of the trainer's kind; a column that a row lacks is missing.
         reference: revision.id of the reference policy.
         held: what the job holds beside what it trains, by name.
     """
-    name, trainer = named
+    name, trainer = called
     folder = job_folder(turn)
     rows = folder / "rows.parquet"
     digest = write_rows(rows, rows_table(trainer.rows, dataset))

@@ -1,17 +1,36 @@
-"""The rows of a policy that samples while it trains: the prompts of the round, as it will see them."""
+"""The rows of a policy that samples while it trains: the prompts of the round, as it and its teachers see them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from ..errors import BadInput
 from ..hashing import row_id
+from ..policies.revision import Revision
+from ..store.facts import find_completions
 from ..store.store import Row, now
+from ..trainers.distill import SELF, Distill, SelfDistill
 from ..trainers.sampling import Sampler
-from ..types import Prompt
+from ..types import Completion, Message, Prompt, TokenIds
 from .dataset import Sources
-from .job_files import revision_named, write_job
+from .distributions import think
+from .job_files import named, revision_named, write_job
 from .operator import Turn
+from .privileged import views_of
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A prompt to train on, with an answer that stands and what its teacher sees, where there are any."""
+
+    prompt: Prompt
+    answer: Completion | None = None
+    teacher: str = ""
+    """The role that teaches, or `self`."""
+    sees: Sequence[Message] = ()
+    """What the teacher sees in place of the prompt; empty for the prompt itself."""
 
 
 async def prepare_prompts(turn: Turn, trainer: Sampler, sources: Sources) -> dict[str, list[Row]]:
@@ -19,48 +38,115 @@ async def prepare_prompts(turn: Turn, trainer: Sampler, sources: Sources) -> dic
 
     A prompt that leaves no room for an answer is parked as an event, and the others go on.
     """
-    student = turn.run.cast.student
-    room = student.context_length - trainer.max_tokens
-    fitting: list[Row] = []
-    events: list[Row] = []
-    for prompt in _prompts(turn, sources.step):
-        ids = await turn.run.cast.call(student.encode, prompt.messages)
-        if len(ids) > room:
-            events.append(_too_long(turn, prompt, room))
-        else:
-            fitting.append({"id": prompt.id, "prompt_ids": list(ids), "weight": 1.0})
     start = revision_named(turn, sources.start)
-    reference = start
-    if sources.reference != "start":
-        reference = revision_named(turn, sources.reference)
-    held = {"reference": reference} if trainer.anchored else {}
-    write_job(
-        *(turn, (sources.trainer, trainer), start, fitting),
-        reference=reference.id if trainer.anchored else None,
-        held=held,
-    )
-    return {"event": events}
+    lessons = _lessons(turn, trainer, sources)
+    rows: list[Row] = []
+    events: list[Row] = []
+    for lesson in lessons:
+        row = await _row(turn, lesson)
+        room = turn.run.cast.student.context_length - trainer.row_tokens(row)
+        if room < 0:
+            events.append(_too_long(turn, lesson.prompt, -room))
+        else:
+            rows.append(row)
+    held = _held(turn, trainer, sources, start)
+    thought: list[Row] = []
+    if isinstance(trainer, Distill) and trainer.stored:
+        thought = await think(turn, rows, held, trainer.top_k)
+        held = {}
+    reference = held["reference"].id if trainer.anchored else None
+    write_job(turn, (sources.trainer, trainer), start, rows, reference=reference, held=held)
+    return {"event": events, "token_distribution": thought}
 
 
-def _prompts(turn: Turn, step: str) -> Sequence[Prompt]:
-    """Return the round's prompts, or those of them that a select step has kept an answer to."""
+def _lessons(turn: Turn, trainer: Sampler, sources: Sources) -> list[Lesson]:
+    """Return the round's prompts, or the answers that a select step has kept, each with its teacher."""
     prompts = turn.run.round_prompts(turn.round)
-    if not step:
-        return prompts
+    kept = _kept(turn, sources.step, {prompt.id: prompt for prompt in prompts})
+    lessons = kept if sources.step else [Lesson(prompt) for prompt in prompts]
+    if isinstance(trainer, SelfDistill):
+        views = views_of(turn, sources.given, [(one.prompt, one.answer) for one in lessons])
+        return [
+            Lesson(one.prompt, one.answer, SELF, sees)
+            for one, sees in zip(lessons, views, strict=True)
+            if sees is not None
+        ]
+    if not isinstance(trainer, Distill):
+        return list({one.prompt.id: one for one in lessons}.values())
+    found = []
+    for one in lessons:
+        role = _teacher(one.prompt, sources)
+        found.append(
+            Lesson(one.prompt, one.answer, role, turn.run.cast.staging(role).stage(one.prompt))
+        )
+    return found
+
+
+def _kept(turn: Turn, step: str, prompts: dict[str, Prompt]) -> list[Lesson]:
     rows = turn.run.store.rows(
-        "SELECT DISTINCT prompt_id::VARCHAR AS id FROM selection WHERE round = ? AND step = ?",
+        """
+        SELECT prompt_id::VARCHAR AS prompt, completion_id::VARCHAR AS answer FROM selection
+        WHERE round = ? AND step = ? ORDER BY position
+        """,
         [turn.round, step],
     )
-    kept = {row["id"] for row in rows}
-    return [prompt for prompt in prompts if prompt.id in kept]
+    said = find_completions(turn.run.store, turn.round, [row["answer"] for row in rows])
+    return [Lesson(prompts[row["prompt"]], said[row["answer"]]) for row in rows]
 
 
-def _too_long(turn: Turn, prompt: Prompt, room: int) -> Row:
+def _teacher(prompt: Prompt, sources: Sources) -> str:
+    """Return the role that teaches a prompt.
+
+    Raises:
+        BadInput: its tags name none, and there is none for all others.
+    """
+    for tag in prompt.tags:
+        if tag in sources.teachers:
+            return sources.teachers[tag]
+    if "*" not in sources.teachers:
+        told = f"no teacher for a prompt tagged {', '.join(prompt.tags) or 'with nothing'}"
+        raise BadInput.at("train.teacher", told, "name one for `*`, all others")
+    return sources.teachers["*"]
+
+
+async def _row(turn: Turn, lesson: Lesson) -> Row:
+    student = turn.run.cast.student
+    call = turn.run.cast.call
+    ids = await call(student.encode, lesson.prompt.messages)
+    sees = await call(student.encode, lesson.sees) if lesson.sees else None
+    said: TokenIds = ()
+    if lesson.answer is not None:
+        said = lesson.answer.token_ids or await call(student.spell, lesson.answer.text)
+    return {
+        "id": lesson.prompt.id,
+        "prompt_ids": list(ids),
+        "weight": 1.0,
+        "teacher": lesson.teacher or None,
+        "teacher_prompt_ids": list(sees) if sees and sees != ids else None,
+        "completion_id": lesson.answer.id if lesson.answer else None,
+        "completion_ids": list(said) or None,
+        "top_ids": None,
+        "top_logprobs": None,
+    }
+
+
+def _held(turn: Turn, trainer: Sampler, sources: Sources, start: Revision) -> dict[str, Revision]:
+    """Return what a job holds beside what it trains, by name."""
+    if trainer.anchored:
+        against = sources.reference
+        return {"reference": start if against == "start" else revision_named(turn, against)}
+    if isinstance(trainer, SelfDistill):
+        wanted = trainer.teacher_weights == "start" and trainer.signal == "teacher"
+        return {SELF: start} if wanted else {}
+    return {role: named(turn, role)[1] for role in sorted(set(sources.teachers.values()))}
+
+
+def _too_long(turn: Turn, prompt: Prompt, over: int) -> Row:
     return {
         "id": row_id("event", kind="too_long", round=turn.round, step=turn.step, prompt=prompt.id),
         "round": turn.round,
         "step": turn.step,
         "kind": "too_long",
-        "detail": json.dumps({"prompt_id": prompt.id, "room": room}),
+        "detail": json.dumps({"prompt_id": prompt.id, "over": over}),
         "created_at": now(),
     }

@@ -28,6 +28,7 @@ from pydantic import (
 from ..errors import BadInput, Problem
 from ..hashing import canonical, content_hash
 from ..policies import catalog
+from ..policies.address import is_remote
 from ..store.traces import WAS
 from ..store.views import ANSWERS
 from ..trainers.trainer import Trainer
@@ -38,7 +39,7 @@ from .operators.curate import Pair, Select, unsettled
 from .operators.feedback import Compare, Score
 from .operators.improve import Evaluate, Train
 from .prompts import PromptSource, locate, ships
-from .roles import STUDENT, Role, check_money, check_roles, describe
+from .roles import STUDENT, Role, RoleContext, check_money, check_roles, describe
 from .stages import expand, is_raw, labels_of, override, step_data, written_at
 from .yaml_lines import line_of, parse
 
@@ -401,6 +402,7 @@ def _check_step(
     if isinstance(step, Pair):
         problems += _check_pair(stage, step, where)
     if isinstance(step, Train):
+        problems += _check_teachers(recipe, step, where)
         source = next((s for s in stage.steps if s.step in step.sources()), None)
         each = step.load_trainer().batch_size
         if each % recipe.execution.processes:
@@ -410,6 +412,23 @@ def _check_step(
             problems.append(
                 Problem(where, f"{step.trainer_name} needs pairs", "put a `pair` step before")
             )
+    return problems
+
+
+def _check_teachers(recipe: Recipe, step: Train, where: str) -> list[Problem]:
+    """Find a teacher whose distributions cannot be had, or are the student's own."""
+    problems = []
+    for role in set(step.teachers().values()) & recipe.roles.keys():
+        bound = recipe.roles[role]
+        at = f"{where}.teacher"
+        if is_remote(bound.policy):
+            what = f"{role}'s server does not tell its distributions"
+            problems.append(Problem(at, what, "give the role a model of this machine"))
+        shown = bound.context != RoleContext()
+        if bound.policy == STUDENT and bound.revision in ("current", "champion") and not shown:
+            what = f"{role} is the student itself, and sees the same: there is nothing to learn"
+            hint = "give the role a context or another model, or use `self_distill`"
+            problems.append(Problem(at, what, hint))
     return problems
 
 

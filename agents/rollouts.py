@@ -79,8 +79,8 @@ class Rollouts:
     def record(self, told: Message) -> Message:
         """Keep what the rollouts of an optimiser step were worth."""
         step, turn = told["step"], self._turn
-        if told.get("said"):
-            self._keep({"step": step, "piece": 0, "rollouts": told["said"]})
+        if told["said"]:
+            self._keep(told | {"piece": 0, "rollouts": self._with_token_rewards(told)})
         each = len(told["rollouts"])
         rows = [
             self._learned(step, earned) | {"position": (step - 1) * each + earned["slot"]}
@@ -89,6 +89,10 @@ class Rollouts:
         ledger = f"{turn.step}:learned:{content_hash([row['id'] for row in rows])}"
         self._commit({"training_row": rows}, ledger, step, 0.0)
         return {}
+
+    def _with_token_rewards(self, told: Message) -> list[Row]:
+        earned = {row["slot"]: row["token_rewards"] for row in told["rollouts"]}
+        return [said | {"token_rewards": earned[said["slot"]]} for said in told["said"]]
 
     def _keep(self, told: Message) -> list[tuple[Prompt, Completion]]:
         """Store rollouts as completions, and return them with their prompts."""
@@ -169,10 +173,15 @@ class Rollouts:
 
     def _learned(self, step: int, earned: Row) -> Row:
         turn = self._turn
-        identifier = self._ids[step, earned["slot"]]
+        identifier = earned["completion_id"] or self._ids[step, earned["slot"]]
         return {
             "id": row_id(
-                "training_row", round=turn.round, step=turn.step, parents=[identifier, None]
+                *("training_row",),
+                round=turn.round,
+                step=turn.step,
+                parents=[identifier, None],
+                optimizer_step=step,
+                slot=earned["slot"],
             ),
             "round": turn.round,
             "step": turn.step,

@@ -91,6 +91,15 @@ class Policy(Protocol):
         """Hash the tensors that are held now; equals `revision` unless a load went wrong."""
 
 
+class Teaching(Protocol):
+    """A policy that tells its distributions, so that others can be taught by them."""
+
+    def distributions(
+        self, pairs: Sequence[tuple[TokenIds, TokenIds]], k: int
+    ) -> list[tuple[list[list[int]], list[list[float]]]]:
+        """Return the `k` likeliest tokens at the place of each completion token, likeliest first, and their log-probs."""
+
+
 @runtime_checkable
 class Legible(Protocol):
     """What a policy with a tokenizer and a template also tells; one that does not is taken at its word."""

@@ -119,6 +119,28 @@ def score(model: Any, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[tuple[
 
 
 @torch.inference_mode()
+def likeliest(
+    model: Any, pairs: Sequence[tuple[TokenIds, TokenIds]], k: int
+) -> list[tuple[list[list[int]], list[list[float]]]]:
+    """Return the `k` likeliest tokens at the place of each completion token, and their raw log-probs, in nats."""
+    device = next(model.parameters()).device
+    ids, mask, positions = _left_padded([p + c for p, c in pairs], device)
+    longest = max(1, *(len(c) for _, c in pairs))
+    logits = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        use_cache=False,
+        logits_to_keep=longest + 1,
+    ).logits[:, :-1]
+    found = []
+    for row, (_, completion) in zip(logits, pairs, strict=True):
+        best = row[longest - len(completion) :].float().log_softmax(-1).topk(k, -1)
+        found.append((best.indices.tolist(), best.values.tolist()))
+    return found
+
+
+@torch.inference_mode()
 def first_tokens(
     model: Any, prompts: Sequence[TokenIds], tokens: Sequence[int]
 ) -> list[tuple[float, ...]]:

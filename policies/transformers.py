@@ -156,6 +156,19 @@ class TransformersPolicy:
         model = self._held()
         return self._scored(pairs, lambda batch: sampler.score(model, batch))
 
+    def distributions(
+        self, pairs: Sequence[tuple[TokenIds, TokenIds]], k: int
+    ) -> list[tuple[list[list[int]], list[list[float]]]]:
+        """Return the `k` likeliest tokens at the place of each completion token, likeliest first, and their log-probs.
+
+        Raises:
+            ValueError: a prompt is empty, or a pair exceeds the context.
+        """
+        if any(not p or len(p) + len(c) > self.context_length for p, c in pairs):
+            raise ValueError(f"a pair is scored with 1 to {self.context_length} tokens")
+        model = self._held()
+        return self._scored(pairs, lambda batch: sampler.likeliest(model, batch, k))
+
     def choose(self, prompts: Sequence[TokenIds], options: Sequence[str]) -> list[list[float]]:
         """Return for each prompt the probabilities of the options as (the beginning of) the answer.
 
@@ -252,12 +265,12 @@ class TransformersPolicy:
     def _scored(
         self,
         pairs: Sequence[tuple[TokenIds, TokenIds]],
-        work: Callable[[list[tuple[TokenIds, TokenIds]]], list[tuple[float, ...]]],
-    ) -> list[tuple[float, ...]]:
+        work: Callable[[list[tuple[TokenIds, TokenIds]]], list[B]],
+    ) -> list[B]:
         """Do the work in batches of like lengths, and return the results in the order given."""
         batches = self._scored_together(pairs)
         answers = self._each(lambda rows: work([pairs[i] for i in rows]), batches)
-        scores: dict[int, tuple[float, ...]] = {}
+        scores: dict[int, B] = {}
         for rows, batch in zip(batches, answers, strict=True):
             scores.update(zip(rows, batch, strict=True))
         return [scores[i] for i in range(len(pairs))]

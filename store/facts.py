@@ -103,16 +103,26 @@ def read_completions(store: Store, round_: int, steps: Sequence[str]) -> list[Co
 
     An imported one has a text, and neither tokens nor a revision: those are empty.
     """
+    return _completions(store, "list_contains(?, c.step)", round_, steps)
+
+
+def find_completions(store: Store, round_: int, ids: Sequence[str]) -> dict[str, Completion]:
+    """Return the completions of a round that have these ids, by id."""
+    found = _completions(store, "list_contains(?, c.id::VARCHAR)", round_, ids)
+    return {completion.id: completion for completion in found}
+
+
+def _completions(store: Store, which: str, round_: int, names: Sequence[str]) -> list[Completion]:
     rows = store.rows(
-        """
+        f"""
         SELECT c.id::VARCHAR AS id, c.prompt_id::VARCHAR AS prompt_id, a.text, t.token_ids, t.logprobs,
                c.finish_reason, c.revision
         FROM completion c
         JOIN content a ON a.hash = c.text_hash AND a.round = c.round
         LEFT JOIN completion_tokens t ON t.completion_id = c.id AND t.round = c.round
-        WHERE c.round = ? AND list_contains(?, c.step) ORDER BY c.id
-        """,
-        [round_, list(steps)],
+        WHERE c.round = ? AND {which} ORDER BY c.id
+        """,  # noqa: S608 - our words
+        [round_, list(names)],
     )
     return [
         Completion(

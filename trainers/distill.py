@@ -71,9 +71,13 @@ class Distill(Sampler):
                 raise BadInput.at(
                     str(job.rows), told, "train `of:` a select step, or `on_policy: 1`"
                 )
-            if row["top_ids"] is None and (self.stored or row["teacher"] not in job.held):
+            if not self.taught(row, job):
                 raise BadInput.at(str(job.rows), f"prompt {row['id']} has no teacher")
         return rows
+
+    def taught(self, row: Row, job: Job) -> bool:
+        """Whether a row's teacher is there, or what it thought."""
+        return row["top_ids"] is not None if self.stored else row["teacher"] in job.held
 
     def fit(self, job: Job, emit: Emit) -> FitResult:
         """Train towards the teacher, and publish the new revision."""
@@ -81,6 +85,10 @@ class Distill(Sampler):
         from .tuning import tune
 
         return tune(self, job, Distilled, self.examples(job), emit)
+
+
+SELF = "self"
+"""Name of the teacher that is the student itself."""
 
 
 class SelfDistill(Distill):
@@ -97,7 +105,12 @@ class SelfDistill(Distill):
 
     name: ClassVar[str] = "self_distill"
 
-    teacher: Literal["start", "live"] = "start"
+    teacher_weights: Literal["start", "live"] = "start"
     """Whether the teacher's weights stay as they were, or are the student's own of each step."""
     signal: Literal["teacher", "negative"] = "teacher"
     """What the student learns from; `negative` is the control."""
+
+    def taught(self, row: Row, job: Job) -> bool:
+        """Whether a row's teacher is there; one that is the student's own weights always is."""
+        here = self.signal == "negative" or (self.teacher_weights == "live" and not self.stored)
+        return here or super().taught(row, job)

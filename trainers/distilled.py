@@ -11,18 +11,15 @@ from torch import Tensor
 
 from ..policies.policy import Generation
 from ..policies.precision import NOISE, precision_of
-from .answers import padded
+from .answers import Row, padded
 from .divergences import divergence, likeliest
 from .heads import Scores, scores, tiled
-from .rollouts import Rollout, Row, Sampled, answered
+from .rollouts import Rollout, Sampled, answered
 from .watch import Stopped
 from .weights import base_folder
 
 if TYPE_CHECKING:
     from .distill import Distill
-
-SELF = "self"
-"""Name of the teacher whose weights are the student's own of each step."""
 
 
 class Distilled(Sampled):
@@ -35,7 +32,7 @@ class Distilled(Sampled):
         if draw < self.trainer.on_policy:
             return None
         ids = tuple(row["completion_ids"])
-        return Generation("", ids, (), "stop")
+        return Generation("", ids, (), "stop")  # of its own words nothing is asked again
 
     def learn(self, step: int, rollouts: list[Rollout]) -> None:
         """Weigh each rollout as its prompt; what it is worth its teacher says when it is formed."""
@@ -51,7 +48,7 @@ class Distilled(Sampled):
         batch["views"] = [] if self._negative else list(self._views(rollouts))
         return batch
 
-    def losses(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+    def losses(self, model: Any, inputs: dict[str, Any]) -> Tensor:  # noqa: ARG002 - its head is run apart
         """Return each rollout's loss, the mean over its tokens."""
         student = scores(self._bare, inputs)
         if self._negative:
@@ -63,7 +60,8 @@ class Distilled(Sampled):
         there = inputs["completion_mask"][:, 1:].bool()
         spread = torch.zeros(there.shape, device=each.device).masked_scatter(there, each)
         self.note(divergence=each.mean())
-        return spread.sum(1) / there.sum(1)
+        means: Tensor = spread.sum(1) / there.sum(1)
+        return means
 
     @property
     def _negative(self) -> bool:
@@ -162,7 +160,8 @@ class Distilled(Sampled):
             model.train(training)
 
     def _teacher(self, name: str) -> Any:
-        return self._bare if name == SELF else self.held(name)
+        live = getattr(self.trainer, "teacher_weights", "start") == "live"
+        return self._bare if live else self.held(name)
 
     def _repeatable(self, rollouts: Sequence[Rollout]) -> None:
         """Ask each teacher twice, in another order.

@@ -27,6 +27,7 @@ Status = Literal[
     "spiked",
     "collapsed",
     "wrong_weights",
+    "unfit_teacher",
     "out_of_memory",
     "no_space",
     "failed",

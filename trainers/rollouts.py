@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _PIECE = 64
 """Rollouts after which the driver is asked, so that judges work while the rest is sampled."""
+_SEEDS = 2**63
+"""Seeds are below it."""
 _GRAM = 4
 """Tokens in a row that are repeated when a policy has fallen into a loop."""
 
@@ -46,6 +48,8 @@ class Rollout:
     """0 where it is as if it had not been sampled."""
     token_rewards: Sequence[float] | None = None
     """What each token earned, where that is known."""
+    stands: bool = False
+    """Whether it is no rollout, but an answer that the store holds already."""
 
     def told(self) -> Row:
         """Return what the driver is told of it."""
@@ -61,6 +65,7 @@ class Rollout:
     def earned(self) -> Row:
         """Return what the driver is told of what it was worth."""
         return {
+            "completion_id": self.row["completion_id"] if self.stands else None,
             "prompt_id": self.row["id"],
             "slot": self.slot,
             "reward": self.reward,
@@ -108,15 +113,29 @@ class Sampled(Formula):
         step = self.state.global_step + 1
         rollouts = self._sample(step, slots)
         self.learn(step, rollouts)
-        said = {"step": step, "rollouts": [r.earned() for r in rollouts]}
-        self.caller.reply(self.caller.ask("record", **said))
-        self._measure(step, rollouts)
         live = sorted((r for r in rollouts if r.weight > 0), key=_length)
         self._silent = not live
-        self.watch.heard(step, silent=self._silent)
         batches = [self.form(part) for part in _dealt(live, rollouts[0], num_batches)]
+        self._record(step, rollouts)
+        self._measure(step, [r for r in rollouts if not r.stands])
+        self.watch.heard(step, silent=self._silent)
         total = torch.stack([batch["weights"].sum() for batch in batches]).sum()
         return batches, total.clamp(min=1.0) if self._silent else total
+
+    def _record(self, step: int, rollouts: Sequence[Rollout]) -> None:
+        """Let the driver keep what the rollouts of a step were, and what they were worth."""
+        new = [] if self.trainer.asks == "judge" else [r.told() for r in rollouts if not r.stands]
+        told = {"step": step, "said": new, "rollouts": [r.earned() for r in rollouts]}
+        self.caller.reply(self.caller.ask("record", **told))
+
+    def standing(self, row: Row, draw: float) -> Generation | None:  # noqa: ARG002 - for subclasses
+        """Return the answer that stands already and is trained on in place of a new one.
+
+        Args:
+            row: of the prompt.
+            draw: a number in [0, 1) that belongs to this rollout.
+        """
+        return None
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         """Leave the weights alone where no rollout said anything: momentum would move them."""
@@ -161,22 +180,23 @@ class Sampled(Formula):
         pieces = range(0, len(slots), each)
         rollouts: list[Rollout] = []
         for nth, begin in enumerate(pieces):
-            part = slots[begin : begin + each]
-            said = self._generate(step, begin, part)
+            part = list(enumerate(slots[begin : begin + each], start=begin))
+            known = {n: self.standing(row, self._seed(step, n) / _SEEDS) for n, row in part}
+            missing = [(n, row) for n, row in part if known[n] is None]
+            known |= zip((n for n, _ in missing), self._generate(step, missing), strict=True)
+            new = {n for n, _ in missing}
             found = [
-                Rollout(row, begin + place, one)
-                for place, (row, one) in enumerate(zip(part, said, strict=True))
+                Rollout(row, n, said, stands=n not in new)
+                for n, row in part
+                if (said := known[n]) is not None
             ]
             self.heard(step, found, (nth, len(pieces)))
             rollouts += found
         return rollouts
 
-    def _generate(self, step: int, first: int, slots: Sequence[Row]) -> list[Generation]:
+    def _generate(self, step: int, slots: Sequence[tuple[int, Row]]) -> list[Generation]:
         sampling = Sampling(1.0, max_tokens=self.trainer.max_tokens)
-        requests = [
-            Request(tuple(row["prompt_ids"]), row_seed(self._called(step, first + place)))
-            for place, row in enumerate(slots)
-        ]
+        requests = [Request(tuple(row["prompt_ids"]), self._seed(step, n)) for n, row in slots]
         model: Any = self.model
         model.eval()
         try:
@@ -185,20 +205,16 @@ class Sampled(Formula):
         finally:
             model.train()
 
-    def _called(self, step: int, slot: int) -> str:
-        """Name a rollout by what is asked for, so that a job that is resumed samples it again."""
+    def _seed(self, step: int, slot: int) -> int:
+        """Return the seed of a rollout, of what is asked for, so that a job that is resumed samples it again."""
         job = self.job
-        return row_id(
-            "rollout",
-            rows=job.dataset_hash,
-            start=job.start_revision,
-            seed=job.seed,
-            step=step,
-            slot=slot,
-        )
+        named = {"rows": job.dataset_hash, "start": job.start_revision, "seed": job.seed}
+        return row_seed(row_id("rollout", **named, step=step, slot=slot))
 
     def _measure(self, step: int, rollouts: Sequence[Rollout]) -> None:
         """Note what the step's rollouts were like."""
+        if not rollouts:
+            return
         said = [r.said for r in rollouts]
         known = [r.reward for r in rollouts if r.reward is not None]
         values = {
@@ -236,8 +252,9 @@ def answered(rollouts: Sequence[Rollout]) -> dict[str, Tensor]:
     batch = padded(prompts, [list(r.said.token_ids) for r in rollouts])
     batch["weights"] = torch.tensor([r.weight for r in rollouts], dtype=torch.float32)
     said = torch.zeros(batch["input_ids"].shape)
+    # What stands in the store was said by somebody else, if its log-probs are known at all.
     said[batch["completion_mask"].bool()] = torch.tensor(
-        [p for r in rollouts for p in r.said.logprobs]
+        [p for r in rollouts for p in r.said.logprobs or [0.0] * len(r.said.token_ids)]
     )
     batch["said"] = said[:, 1:]
     return batch

@@ -61,6 +61,7 @@ ROWS: Mapping[RowsKind, pa.Schema] = {
             ("weight", pa.float64()),
             ("teacher", pa.string()),
             ("teacher_prompt_ids", _IDS),
+            ("completion_id", pa.string()),
             ("completion_ids", _IDS),
             ("top_ids", pa.list_(_IDS)),
             ("top_logprobs", pa.list_(_FLOATS)),
@@ -69,12 +70,13 @@ ROWS: Mapping[RowsKind, pa.Schema] = {
 }
 """Columns of `rows.parquet`. Token ids are those that were sampled, the end token included; reference
 log-probs are sums over the completion's tokens, in nats, at T = 1. `other_ids` answer another prompt. Of a prompt that
-is sampled while a policy trains, `teacher_prompt_ids` is what its teacher sees, `completion_ids` an answer that stands
+is sampled while a policy trains, `teacher_prompt_ids` is what its teacher sees, `completion_id` an answer that stands
 already, and `top_ids` and `top_logprobs` what the teacher thought of each of its tokens."""
 MAY_BE_MISSING = frozenset(
     (
         *("ref_chosen_logp", "ref_rejected_logp", "probability", "gold_ids", "token_weights"),
-        *("teacher", "teacher_prompt_ids", "completion_ids", "top_ids", "top_logprobs"),
+        *("teacher", "teacher_prompt_ids", "completion_id", "completion_ids"),
+        *("top_ids", "top_logprobs"),
     )
 )
 """Columns that only some trainers need."""

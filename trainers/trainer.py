@@ -41,6 +41,8 @@ BUILTINS = {
     "reward": "redistill.trainers.reward:Reward",
     "grpo": "redistill.trainers.reinforce:GRPO",
     "rloo": "redistill.trainers.reinforce:RLOO",
+    "distill": "redistill.trainers.distill:Distill",
+    "self_distill": "redistill.trainers.distill:SelfDistill",
 }
 
 _OURS = {

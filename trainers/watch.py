@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Literal
 
-Ending = Literal["nonfinite", "no_signal", "spiked", "collapsed", "wrong_weights"]
+Ending = Literal["nonfinite", "no_signal", "spiked", "collapsed", "wrong_weights", "unfit_teacher"]
 _HISTORY = 50
 """Steps whose gradient norms tell what is usual."""
 _LEAST = 6

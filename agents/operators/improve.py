@@ -21,6 +21,7 @@ from ...errors import BadInput, Problem
 from ...hashing import content_hash, row_id
 from ...policies.policy import Sampling
 from ...store.store import Row, now
+from ...trainers.distill import SelfDistill
 from ...trainers.sampling import Sampler
 from ...trainers.trainer import BUILTINS as TRAINERS
 from ...trainers.trainer import Trainer
@@ -39,6 +40,9 @@ from ..speakers import Speakers
 from ..training import run_job
 from ..verdicts import judge_chunk
 from .feedback import Judging
+
+_LATER = ("most_cut", "rewards", "teacher", "given")
+"""Keys that older recipes do not have."""
 
 
 class RewardSpec(BaseModel):
@@ -76,6 +80,11 @@ class Train(Operator):
     rewards: tuple[RewardSpec, ...] = ()
     """For a trainer that samples while it trains: the judges whose values its rollouts earn, the one that must
     tell them apart first. `judge: verifier` is one."""
+    teacher: str | dict[str, str] = ""
+    """For a trainer that distils: the role that teaches, or the roles by a prompt's tag, with `*` for all others."""
+    given: Literal["", "critique", "answer", "reference", "unrelated"] = ""
+    """For `self_distill`: what the teaching student sees, of the answers that the step `of` has kept; `unrelated` is
+    an answer to another prompt, and a control."""
     most_cut: float = Field(0.2, ge=0, le=1)
     """Share of the round's answers that may be cut at `max_tokens`; above it nothing is trained, because
     what could still be learned of the round is its short answers."""
@@ -84,7 +93,7 @@ class Train(Operator):
     def _without_the_usual(self, told: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Recipes that are older than the keys have the ids that they had.
         data: dict[str, Any] = told(self)
-        usual = {k: type(self).model_fields[k].default for k in ("most_cut", "rewards")}
+        usual = {k: type(self).model_fields[k].default for k in _LATER}
         return {k: v for k, v in data.items() if k not in usual or (v and v != usual[k])}
 
     @model_validator(mode="before")
@@ -125,7 +134,7 @@ class Train(Operator):
             trainer = self.load_trainer(f"{where}.trainer")
         except BadInput as error:
             return list(error.problems)
-        if problems := self._misjudged(trainer, where):
+        if problems := self._misjudged(trainer, where) + self._mistaught(trainer, where):
             return problems
         if trainer.makes == "judge":
             what = f"{trainer.name} makes a judge, and a round trains a student"
@@ -152,6 +161,30 @@ class Train(Operator):
                 problems.append(Problem(f"{where}.judge", what, "people judge in `score`"))
         return problems
 
+    def _mistaught(self, trainer: Trainer, where: str) -> list[Problem]:
+        """Find a teacher that a trainer has no use for, or lacks."""
+        own = isinstance(trainer, SelfDistill)
+        control = own and getattr(trainer, "signal", "") == "negative"
+        wants = {"teacher": trainer.asks == "teacher" and not own, "given": own and not control}
+        hints = {
+            "teacher": "name a role: `teacher: helper`",
+            "given": "say what it sees: `given: critique`, answer or reference",
+        }
+        problems = []
+        for key, wanted in wants.items():
+            if wanted and not getattr(self, key):
+                problems.append(Problem(f"{where}.{key}", f"{trainer.name} needs it", hints[key]))
+            if getattr(self, key) and not wanted:
+                what = f"{trainer.name} has no use for it"
+                problems.append(Problem(f"{where}.{key}", what, "leave it out"))
+        return problems
+
+    def teachers(self) -> dict[str, str]:
+        """Return the roles that teach, by a prompt's tag, or `*` for all others."""
+        if isinstance(self.teacher, str):
+            return {"*": self.teacher} if self.teacher else {}
+        return dict(self.teacher)
+
     def reward_judges(self) -> list[tuple[Scorer, object]]:
         """Return the judges that reward rollouts, each with how it is named."""
         return [(scorer(r.judge, f"{self.step}.judge"), r.judge) for r in self.rewards]
@@ -161,12 +194,15 @@ class Train(Operator):
         return {judge.name: judge.revision for judge, _ in self.reward_judges()}
 
     def roles(self) -> tuple[str, ...]:
-        """The roles through which they speak."""
-        return tuple(role for judge, _ in self.reward_judges() for role in roles_of(judge))
+        """The roles through which they speak, and those that teach."""
+        judging = (role for judge, _ in self.reward_judges() for role in roles_of(judge))
+        return (*judging, *self.teachers().values())
 
     def required(self) -> tuple[Makes, ...]:
-        """A trainer that samples needs no rows; it takes the prompts of those of a step that it is told."""
-        return self.needs if self.of or not self.load_trainer().samples else ()
+        """A trainer that samples needs no rows, unless it trains on answers that stand, or shows them to itself."""
+        trainer = self.load_trainer()
+        shown = self.given not in ("", "reference") or getattr(trainer, "on_policy", 1) < 1
+        return self.needs if self.of or shown or not trainer.samples else ()
 
     async def advance(self, turn: Turn) -> Advance:
         """First freeze the training rows, then run the job: two super-steps."""
@@ -189,6 +225,8 @@ class Train(Operator):
                 reference=self.reference,
                 keep_context=self.keep_context,
                 trainer=self.trainer_name,
+                teachers=self.teachers(),
+                given=self.given,
             )
             if isinstance(trainer, Sampler):
                 rows = await prepare_prompts(turn, trainer, sources)

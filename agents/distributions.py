@@ -1,0 +1,101 @@
+"""What teachers think of answers that stand: taken once, stored, and read again by every later job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+from ..hashing import content_hash
+from ..policies.revision import Revision
+from ..store.store import Row, now
+from ..trainers.distill import SELF
+from .job_files import named
+from .operator import Turn
+from .roles import STUDENT
+
+if TYPE_CHECKING:
+    from ..policies.policy import Teaching
+
+_AT_ONCE = 64
+"""Answers that a teacher is asked about in one call."""
+
+
+async def think(
+    turn: Turn, rows: Sequence[Row], teachers: Mapping[str, Revision], k: int
+) -> list[Row]:
+    """Fill in each row's `top_ids` and `top_logprobs`, and return the rows that have to be stored for it.
+
+    Args:
+        turn: of the train step.
+        rows: of answers that stand; changed in place.
+        teachers: the revision of each, by the name that rows have.
+        k: tokens at each place.
+    """
+    new: list[Row] = []
+    for name, revision in teachers.items():
+        mine = [row for row in rows if row["teacher"] == name]
+        known = _stored(turn, revision.id, k)
+        missing = [row for row in mine if _key(row) not in known]
+        asked = await _ask(turn, name, revision, missing, k)
+        new += asked
+        known |= {
+            (r["completion_id"], r["context"]): (r["top_ids"], r["top_logprobs"]) for r in asked
+        }
+        for row in mine:
+            ids, logprobs = known[_key(row)]
+            row["top_ids"] = [place[:k] for place in ids]
+            row["top_logprobs"] = [place[:k] for place in logprobs]
+    return new
+
+
+def _key(row: Row) -> tuple[str, str]:
+    """Name an answer by its id and by what the teacher sees before it."""
+    return row["completion_id"], _context(row)
+
+
+def _context(row: Row) -> str:
+    return content_hash(row["teacher_prompt_ids"] or row["prompt_ids"])
+
+
+def _stored(
+    turn: Turn, revision: str, k: int
+) -> dict[tuple[str, str], tuple[list[list[int]], list[list[float]]]]:
+    rows = turn.run.store.rows(
+        """
+        SELECT completion_id::VARCHAR AS completion_id, context, top_ids, top_logprobs
+        FROM token_distribution WHERE revision = ? AND len(top_ids[1]) >= ?
+        """,
+        [revision, k],
+    )
+    return {(r["completion_id"], r["context"]): (r["top_ids"], r["top_logprobs"]) for r in rows}
+
+
+async def _ask(turn: Turn, name: str, revision: Revision, rows: Sequence[Row], k: int) -> list[Row]:
+    run, found = turn.run, list[Row]()
+    if not rows:
+        return found
+    which = STUDENT if name == SELF else named(turn, name)[0]
+    policy = cast("Teaching", await run.cast.hold(which, revision, run.store, turn.round))
+    for begin in range(0, len(rows), _AT_ONCE):
+        part = rows[begin : begin + _AT_ONCE]
+        pairs = [
+            (tuple(r["teacher_prompt_ids"] or r["prompt_ids"]), tuple(r["completion_ids"]))
+            for r in part
+        ]
+        told = await run.cast.call(policy.distributions, pairs, k)
+        scored = await run.cast.call(policy.score, pairs)  # type: ignore[attr-defined]
+        for row, (ids, logprobs), own in zip(part, told, scored, strict=True):
+            found.append(
+                {
+                    "completion_id": row["completion_id"],
+                    "round": turn.round,
+                    "step": turn.step,
+                    "revision": revision.id,
+                    "context": _context(row),
+                    "logprobs": list(own),
+                    "top_ids": ids,
+                    "top_logprobs": logprobs,
+                    "created_at": now(),
+                }
+            )
+    return found
