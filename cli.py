@@ -7,6 +7,7 @@ duckdb nor langgraph nor pandas.
 from __future__ import annotations
 
 import errno
+import logging
 import sqlite3
 import sys
 from pathlib import Path
@@ -83,6 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; turn the errors of `errors.py` into lines and exit codes."""
     # Last, never first: a recipe may name a module of the folder, which must hide nobody else's.
     sys.path.append(str(Path.cwd()))
+    # Where it is installed, whoever imports transformers is told that some of its kernels are not.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         app(arguments, standalone_mode=True)
     except RedistillError as error:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from redistill.types import Completion, Prompt
+from redistill.agents.judge import ColumnName, JudgeTask, SettledJudge
+from redistill.types import Completion, Judgement, Prompt
 
 standing = "program"
 
@@ -32,3 +34,13 @@ async def sick(prompt: Prompt, completion: Completion) -> float:
 
 
 early.standing = sick.standing = "program"  # type: ignore[attr-defined]
+
+
+class Critic(SettledJudge):
+    """Say the same of every answer."""
+
+    name: ColumnName = "critic"
+
+    async def critique(self, tasks: Sequence[JudgeTask]) -> list[Judgement]:
+        """Find each too plain."""
+        return [Judgement(None, text="This is too plain.") for _ in tasks]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import fake_judges
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from children import start
@@ -19,6 +20,7 @@ from redistill.agents.loop import Place, resume, run
 from redistill.agents.recipe import Recipe, load_recipe
 from redistill.errors import BadInput, TryLater
 from redistill.policies import catalog
+from redistill.policies.transformers import TransformersPolicy
 from redistill.store.query import read_rows
 from redistill.testing.fake_server import FakeServer
 from redistill.testing.fakes import fake_prompts
@@ -216,3 +218,188 @@ def test_who_judges_is_asked_for_before_anything_runs(tmp_path: Path) -> None:
         (base / "recipe.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
         with pytest.raises(BadInput, match=told):
             loaded(base)
+
+
+# -- teachers
+
+STAND: list[Any] = [
+    {"sample": {"role": "teacher", "k": 2, "max_tokens": 24}},
+    {"score": {"judge": "verifier"}},
+    {"select": {}},
+]
+DISTIL: dict[str, Any] = {
+    "batch_size": 8,
+    "micro_batch": 4,
+    "max_tokens": 24,
+    "learning_rate": 1e-4,
+    "steps": 2,
+}
+
+
+def lesson(base: Path, steps: list[Any], train: dict[str, Any], **fields: Any) -> Recipe:
+    """Return a recipe in which a student is taught."""
+    base.mkdir(parents=True, exist_ok=True)
+    rows = fake_prompts(train=12, heldout=8, test=8)
+    for place, row in enumerate(rows):
+        row["reference"] = row["verify"]["equals"]
+        row["tags"] = [f"kind:{place % 2}"]
+    (base / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    data = {
+        "name": "one",
+        "student": "tiny",
+        "prompts": {"file": "prompts.jsonl"},
+        "roles": {"teacher": {"policy": "tiny-teacher"}},
+        "execution": {"threads": 1},
+        "round": [
+            *steps,
+            {"train": {**DISTIL, **train}},
+            {"evaluate": {"judge": "verifier", "max_tokens": 8}},
+            {"gate": {"guards": []}},
+        ],
+    }
+    return load_recipe(json.dumps(data | fields), "recipe.yaml", base=base)
+
+
+def test_a_teacher_of_this_machine(tmp_path: Path) -> None:
+    """Rollouts are rows with what each token earned; the job's file names the teacher by its hash."""
+    recipe = lesson(tmp_path, [], {"trainer": "distill", "teacher": "teacher"})
+    folder = run(recipe, place=Place(tmp_path / "runs", catalog.default_cache()))
+    [job] = read_rows(folder, "SELECT status, message FROM training_run")
+    assert job["status"] == "trained", job["message"]
+    rows = read_rows(
+        folder,
+        """
+        SELECT len(t.rewards) = c.tokens AS whole, list_avg(t.rewards) AS mean, r.reward
+        FROM completion c JOIN completion_tokens t ON t.completion_id = c.id
+        JOIN training_row r ON r.completion_id = c.id WHERE c.step = 'train'
+        """,
+    )
+    assert len(rows) == 16
+    assert all(r["whole"] and r["mean"] == pytest.approx(r["reward"], abs=1e-4) for r in rows)
+    told = json.loads((folder / "jobs" / "1" / "job.json").read_text("utf-8"))
+    held = told["held"]["teacher"]
+    assert (
+        catalog.resolve("tiny-teacher", cache=catalog.default_cache()).revision.id
+        == held["revision"]
+    )
+
+
+def test_stored_distributions_are_taken_once(tmp_path: Path) -> None:
+    """The teacher's likeliest tokens are rows; a fork that trains on the same answers asks it for nothing."""
+    train = {"trainer": "distill", "teacher": "teacher", "on_policy": 0, "top_k": 4, "beta": 0}
+    place = Place(tmp_path / "runs", catalog.default_cache())
+    folder = run(lesson(tmp_path, STAND, train), place=place)
+    [job] = read_rows(folder, "SELECT status, message FROM training_run")
+    assert job["status"] == "trained", job["message"]
+    rows = read_rows(
+        folder,
+        """
+        SELECT len(d.logprobs) = c.tokens AS whole, len(d.top_ids[1]) AS k, d.top_logprobs[1][1] AS best,
+               d.logprobs[1] AS own
+        FROM token_distribution d JOIN completion c ON c.id = d.completion_id
+        """,
+    )
+    assert rows
+    assert all(r["whole"] and r["k"] == 4 and r["best"] >= r["own"] - 1e-4 for r in rows)
+    kept = read_rows(folder, "SELECT count(*) AS n FROM selection")[0]["n"]
+    assert len(rows) == kept
+    assert not read_rows(folder, "SELECT 1 FROM completion WHERE step = 'train'")
+
+
+@pytest.mark.parametrize("given", ["reference", "unrelated", "critique"])
+def test_what_the_teaching_student_sees(tmp_path: Path, given: str) -> None:
+    """The job's rows show the teacher what the recipe says, in the words of the shipped templates."""
+    steps = list(STAND)
+    fields: dict[str, Any] = {}
+    if given == "critique":
+        fields = {
+            "roles": {"teacher": {"policy": "tiny-teacher"}, "critic": {"policy": "tiny-teacher"}}
+        }
+        steps.insert(1, {"critique": {"role": "critic", "judge": "counted_judges:Critic"}})
+    recipe = lesson(tmp_path, steps, {"trainer": "self_distill", "given": given}, **fields)
+    folder = run(recipe, place=Place(tmp_path / "runs", catalog.default_cache()))
+    [job] = read_rows(folder, "SELECT status, message FROM training_run")
+    assert job["status"] == "trained", job["message"]
+    tokenizer = TransformersPolicy(
+        catalog.resolve("tiny", cache=catalog.default_cache()).revision
+    )._codec
+    said = {
+        row["id"]: row["text"]
+        for row in read_rows(
+            folder,
+            """
+            SELECT c.id::VARCHAR AS id, a.text FROM completion c
+            JOIN content a ON a.hash = c.text_hash AND a.round = c.round WHERE c.step = 'sample'
+            """,
+        )
+    }
+    rows = pq.read_table(folder / "jobs" / "1" / "rows.parquet").to_pylist()
+    assert rows
+    for row in rows:
+        plain, seen = (tokenizer.decode(row[n]) for n in ("prompt_ids", "teacher_prompt_ids"))
+        own = said.get(row["completion_id"], "nothing")
+        wanted = {
+            "reference": "good answer",
+            "unrelated": "good answer",
+            "critique": "too plain",
+        }[given]
+        assert wanted in seen, (wanted, seen)
+        assert wanted not in plain
+        if given == "unrelated":
+            assert f"this:\n\n{own}\n" not in seen
+
+
+def test_teachers_by_tag(tmp_path: Path) -> None:
+    """Prompts are taught by the role of their tag, all others by that of the star; a tag without either is refused."""
+    roles = {
+        "teacher": {"policy": "tiny-teacher"},
+        "twin": {"policy": "student", "revision": "initial"},
+    }
+    both = {"trainer": "distill", "teacher": {"kind:0": "teacher", "*": "twin"}}
+    folder = run(
+        lesson(tmp_path, [], both, roles=roles),
+        place=Place(tmp_path / "runs", catalog.default_cache()),
+    )
+    rows = pq.read_table(folder / "jobs" / "1" / "rows.parquet").to_pylist()
+    assert {row["teacher"] for row in rows} == {"teacher", "twin"}
+    assert [j["status"] for j in read_rows(folder, "SELECT status FROM training_run")] == [
+        "trained"
+    ]
+    alone = lesson(
+        tmp_path, [], {"trainer": "distill", "teacher": {"kind:0": "teacher"}}, name="two"
+    )
+    with pytest.raises(BadInput, match="no teacher for a prompt tagged kind:1"):
+        run(alone, place=Place(tmp_path / "runs", catalog.default_cache()))
+
+
+@pytest.mark.parametrize(
+    ("train", "fields", "told"),
+    [
+        ({"trainer": "distill"}, {}, "distill needs it"),
+        ({"trainer": "self_distill"}, {}, "say what it sees"),
+        ({"trainer": "distill", "teacher": "nobody"}, {}, "unknown role 'nobody'"),
+        ({"trainer": "grpo", "judge": "verifier", "teacher": "teacher"}, {}, "no use for it"),
+        ({"trainer": "distill", "teacher": "student"}, {}, "nothing to learn"),
+        (
+            {"trainer": "distill", "teacher": "far"},
+            {"roles": {"far": {"policy": "http://127.0.0.1:9/v1", "model": "m"}}},
+            "does not tell its distributions",
+        ),
+        (
+            {"trainer": "distill", "teacher": "teacher", "on_policy": 0.5},
+            {},
+            "no earlier step makes rows",
+        ),
+        (
+            {"trainer": "distill", "teacher": "teacher", "beta": 0.5, "skew": 0.1},
+            {},
+            "beta is 0 or 1",
+        ),
+    ],
+)
+def test_a_teacher_that_cannot_be_is_told_at_load(
+    tmp_path: Path, train: dict[str, Any], fields: dict[str, Any], told: str
+) -> None:
+    """One line, before a model loads: no teacher, an unknown one, one with the student's own view, one far away."""
+    with pytest.raises(BadInput, match=told):
+        lesson(tmp_path, [], train, **fields)

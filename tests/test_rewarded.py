@@ -74,10 +74,10 @@ def injected(patch: pytest.MonkeyPatch) -> list[tuple[list[int], Generation]]:
     """Let a job say what was made up before, the same whatever its weights are; return what that is."""
     kept: list[tuple[list[int], Generation]] = []
 
-    def say(self: Sampled, step: int, first: int, slots: Sequence[Row]) -> list[Generation]:
+    def say(self: Sampled, step: int, slots: Sequence[tuple[int, Row]]) -> list[Generation]:
         found = []
-        for place, row in enumerate(slots):
-            draw = random.Random(f"{step} {first + place}")
+        for place, row in slots:
+            draw = random.Random(f"{step} {place}")
             found.append(said_by(draw))
             kept.append((row["prompt_ids"], found[-1]))
         return found

@@ -52,6 +52,9 @@ MAY_IMPORT_TORCH = {
     "trainers.rollouts",
     "trainers.rewarded",
     "trainers.policy_losses",
+    "trainers.distilled",
+    "trainers.divergences",
+    "trainers.heads",
     "testing.tiny",
 }
 """Imported only where a model is loaded or trained; `test_torch_is_imported_lazily` keeps it so."""
