@@ -15,7 +15,17 @@ from typing import Annotated
 
 import typer
 
-from .commands import course, files, judging, keeping, lineage, people, reading, second_thoughts
+from .commands import (
+    bakeoff,
+    course,
+    files,
+    judging,
+    keeping,
+    lineage,
+    people,
+    reading,
+    second_thoughts,
+)
 from .errors import BadInput, EnvironmentProblem, RedistillError
 
 app = typer.Typer(
@@ -67,6 +77,7 @@ for command in (
     second_thoughts.diff,
     second_thoughts.fork,
     second_thoughts.compare,
+    bakeoff.bakeoff,
     files.export,
     files.contamination,
     keeping.doctor,

@@ -102,6 +102,20 @@ def forked_recipe(recipe: Recipe, round_: int, changes: Sequence[str], name: str
     Raises:
         BadInput: with every setting that cannot be changed, or where nothing would be.
     """
+    forked = _with_changes(recipe, round_, changes, name)
+    if not _changed(recipe, forked, round_):
+        hint = "give a --set that changes something"
+        raise BadInput.at("--set", f"nothing differs from round {round_} on", hint)
+    return forked
+
+
+def changes_nothing(parent: Path, *, round_: int, changes: Sequence[str]) -> bool:
+    """Tell whether a run has the settings already that a fork of it would have."""
+    recipe = _recipe_of(parent)
+    return not _changed(recipe, _with_changes(recipe, round_, changes, recipe.name), round_)
+
+
+def _with_changes(recipe: Recipe, round_: int, changes: Sequence[str], name: str) -> Recipe:
     data = recipe.resolved() | {"name": name}
     steps, free, problems = _sorted(recipe, round_, changes)
     problems += [p for change in free if (p := override(data, change, KEYS))]
@@ -114,13 +128,9 @@ def forked_recipe(recipe: Recipe, round_: int, changes: Sequence[str], name: str
     total = total if isinstance(total, int) else recipe.rounds
     data["stages"] = _stages(recipe, round_, total, steps)
     try:
-        forked = Recipe.model_validate(data | {"base": recipe.base})
+        return Recipe.model_validate(data | {"base": recipe.base})
     except ValidationError as error:
         raise BadInput(*plugins.problems_of(error, "", Recipe)) from error
-    if not _changed(recipe, forked, round_):
-        hint = "give a --set that changes something"
-        raise BadInput.at("--set", f"nothing differs from round {round_} on", hint)
-    return forked
 
 
 def _sorted(

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,8 +101,30 @@ def resume(folder: Path, *, place: Place | None = None, progress: Progress | Non
     return run(recipe, place=Place(folder.parent, (place or Place()).cache), progress=progress)
 
 
-def _run(plan: Plan, progress: Progress) -> Path:
-    """Open everything, walk the plan, close everything."""
+def measure(folder: Path, revision: str, *, place: Place, progress: Progress | None = None) -> None:
+    """Measure a revision of a finished run on `test`, whether it was promoted or not.
+
+    For comparisons of whole runs, after everything has been chosen: nothing in a run reads what is found.
+    """
+    recipe = load_recipe((folder / RECIPE).read_text("utf-8"), str(folder / RECIPE), base=folder)
+    recipe = recipe.model_copy(update={"name": folder.name})
+    plan = prepared(recipe, place)
+
+    async def walk(run: RunContext) -> None:
+        async with AsyncSqliteSaver.from_conn_string(str(folder / GRAPH)) as saver:
+            graph = build_measurement(recipe.evaluate, "test_compared", "test")
+            name = f"test_compared:{revision}"
+            await _Walker(run, saver, recipe).walk(graph, name, _rounds_done(run.store), revision)
+        run.store.publish(force=True)
+
+    with only_one(folder):
+        _run(plan, progress or Silent(), walk)
+
+
+def _run(
+    plan: Plan, progress: Progress, walk: Callable[[RunContext], Awaitable[None]] | None = None
+) -> Path:
+    """Open everything, walk the plan or what is given instead, close everything."""
     if (plan.folder / GRAPH).exists() and not (plan.folder / FILE).exists():
         raise StoreProblem(f"{plan.folder / FILE} is gone; restore the run from a backup")
     store = Store(plan.folder, list(plan.recipe.judges()))
@@ -114,7 +136,7 @@ def _run(plan: Plan, progress: Progress) -> Path:
             check_legible(plan.recipe, plan.prompts, cast.student, progress.note)
         context = run_context(plan, store, cast, worker, progress)
         write_opening(plan, store, cast)
-        asyncio.run(_walk_and_close(plan, context))
+        asyncio.run(_walk_and_close(walk(context) if walk else _walk(plan, context), context))
     except RedistillError as error:
         # A store that is broken cannot keep why it broke, and must not hide it either.
         with contextlib.suppress(RedistillError):
@@ -127,10 +149,10 @@ def _run(plan: Plan, progress: Progress) -> Path:
     return plan.folder
 
 
-async def _walk_and_close(plan: Plan, run: RunContext) -> None:
+async def _walk_and_close(walk: Awaitable[None], run: RunContext) -> None:
     try:
         await run.worker.start()
-        await _walk(plan, run)
+        await walk
     finally:
         await run.cast.servers.close()
         await run.worker.close()

@@ -31,6 +31,7 @@ RESERVED_STEPS = frozenset(
         "load",
         "test_initial",
         "test_champion",
+        "test_compared",
         "gain",
         "stopped",
         "forked",

@@ -98,6 +98,30 @@ def training_svg(curves: Mapping[int, Sequence[tuple[int, float]]]) -> str:
     return _svg(figure, "training", "Training loss by optimiser step")
 
 
+def bakeoff_svg(arms: Sequence[Row]) -> str:
+    """Return the picture of a bake-off: each trainer's gain on `test`, with its interval and its seeds.
+
+    Args:
+        arms: as `bakeoff.standings` returns them, the best first.
+    """
+    figure, axes = _figure("bakeoff", 7.2, 0.5 * len(arms) + 1.0)
+    for place, arm in enumerate(arms):
+        sure = arm["ci_low"] > 0
+        colour = "good" if sure else "bad"
+        style = "solid" if sure else (0, (3, 2))
+        ends = arm["ci_low"], arm["ci_high"]
+        axes.hlines(place, *ends, colors=_of(colour), linewidth=1.6, linestyles=style, zorder=3)
+        for gain in arm["by_seed"]:
+            axes.plot([gain], [place], marker="|", markersize=9, color=_of("muted"), zorder=2)
+        _point(axes, arm["gain"], place, "o", colour, filled=sure)
+        _label(axes, arm["gain"], place, f"{arm['gain']:+.2f}", colour)
+    axes.axvline(0, color=_of("muted"), linewidth=1, zorder=1)
+    axes.set_yticks(range(len(arms)), [arm["trainer"] for arm in arms])
+    axes.set_ylim(len(arms) - 0.4, -0.7)
+    axes.set_xlabel("gain on test prompts, 95 % over seeds and prompts; each seed is a stroke")
+    return _svg(figure, "bakeoff", "Gain on test by trainer")
+
+
 # -- the rounds
 
 

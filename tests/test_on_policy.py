@@ -252,12 +252,17 @@ def lesson(base: Path, steps: list[Any], train: dict[str, Any], **fields: Any) -
         "execution": {"threads": 1},
         "round": [
             *steps,
-            {"train": {**DISTIL, **train}},
+            {"train": {**_usual(train), **train}},
             {"evaluate": {"judge": "verifier", "max_tokens": 8}},
             {"gate": {"guards": []}},
         ],
     }
     return load_recipe(json.dumps(data | fields), "recipe.yaml", base=base)
+
+
+def _usual(train: dict[str, Any]) -> dict[str, Any]:
+    """Return what a small job of a trainer has; one on rows samples nothing."""
+    return {k: v for k, v in DISTIL.items() if k != "max_tokens" or train["trainer"] != "sft"}
 
 
 def test_a_teacher_of_this_machine(tmp_path: Path) -> None:
