@@ -51,6 +51,12 @@ class Seat:
         return standing_of(self.judge)
 
     @property
+    def examined(self) -> Judge:
+        """The judge whose exam counts: one that ranks with another one is as good as that."""
+        found: Judge = getattr(self.judge, "examined_as", self.judge)
+        return found
+
+    @property
     def where(self) -> str:
         """The key's path."""
         return f"{self.step}.judge"
@@ -124,7 +130,7 @@ def _weightless(recipe: Recipe, found: list[Seat]) -> Iterator[Problem]:
 
 def _unproven(found: list[Seat], begun: frozenset[str]) -> Iterator[Problem]:
     for seat in found:
-        if seat.standing in EXEMPT or seat.judge.revision in begun:
+        if seat.standing in EXEMPT or {seat.judge.revision, seat.examined.revision} & begun:
             continue
         told, proven = _told(seat)
         if not proven:
@@ -136,7 +142,7 @@ def _told(seat: Seat) -> tuple[str, bool]:
     name = seat.judge.name
     if seat.standing == "baseline":
         return f"{name} is a baseline, and no baseline is ever proven", False
-    record = registry.find(seat.judge.revision, seat.roles)
+    record = registry.find(seat.examined.revision, seat.roles)
     if record is None:
         return (
             f"{name} has not sat the exam, so nothing says that its labels are worth training on",
@@ -218,7 +224,8 @@ def admission_rows(recipe: Recipe) -> Rows:
 
 
 def _row(recipe: Recipe, seat: Seat) -> Row:
-    record = None if seat.standing == "baseline" else registry.find(seat.judge.revision, seat.roles)
+    baseline = seat.standing == "baseline"
+    record = None if baseline else registry.find(seat.examined.revision, seat.roles)
     whole = record.admission.slices["all"] if record else None
     detail = record.as_dict() if record else {"roles": dict(seat.roles)}
     reason = "; ".join(record.admission.reasons) if record else _told(seat)[0]

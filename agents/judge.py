@@ -41,6 +41,7 @@ BUILTINS = {
     "reward_model": "redistill.agents.judges.reward:RewardModel",
     "both_orders": "redistill.agents.judges.combine:BothOrders",
     "repeat": "redistill.agents.judges.combine:Repeat",
+    "win_rate": "redistill.agents.judges.win_rate:WinRate",
     "jury": "redistill.agents.judges.jury:Jury",
     "length_corrected": "redistill.agents.judges.fitted:LengthCorrected",
     "calibrated": "redistill.agents.judges.fitted:Calibrated",

@@ -23,6 +23,7 @@ from redistill.agents.judge import Judge, JudgeTask, Mode, load, modes, standing
 from redistill.agents.judges.combine import BothOrders, Repeat
 from redistill.agents.judges.fitted import Calibrated, LengthCorrected, isotonic
 from redistill.agents.judges.jury import Jury, fit_weights
+from redistill.agents.judges.win_rate import WinRate
 from redistill.errors import BadInput
 from redistill.store.bias import logistic
 from redistill.types import Completion, Judgement, Message, Prompt
@@ -399,3 +400,63 @@ def test_a_combined_judge_is_what_its_members_are(tmp_path: Path) -> None:
     assert of("longest", "random").revision != of("longest", {"random": {"seed": 2}}).revision
     assert modes(load({"both_orders": {"judge": "first"}}, "j")) == ("compare",)
     assert modes(load({"repeat": {"judge": "longest"}}, "j")) == ("score", "compare")
+
+
+# -- win_rate
+
+
+async def later_wins(task: JudgeTask) -> Judgement:
+    """Prefer what comes later in the alphabet, and fail where an answer is "x"."""
+    a, b = (c.text for c in task.candidates)
+    if "x" in (a, b):
+        return Judgement.failed("timeout", "late")
+    return Judgement.ranked((1, 2) if a > b else (2, 1))
+
+
+class Later(WinRate):
+    """A win rate over a judge that is made up here."""
+
+    def comparers(self) -> tuple[Any, ...]:
+        """Compare by the alphabet, and keep what was asked."""
+
+        class Inside:
+            name = revision = "later"
+
+            async def compare(self, tasks: Any) -> list[Judgement]:
+                ASKED.extend(tasks)
+                return [await later_wins(one) for one in tasks]
+
+        return (Inside(),)
+
+
+ASKED: list[JudgeTask] = []
+
+
+def test_a_win_rate_is_the_share_of_others_that_are_beaten() -> None:
+    """Four samples, two of them alike, and one that no verdict is had of: each pair once in each order, by hand."""
+    ASKED.clear()
+    whole = task("a", "b", "b", "x")
+    said = [
+        Completion(f"{n}", c.text, c.text, (), (), "stop", "")
+        for n, c in enumerate(whole.candidates)
+    ]
+    tasks = [JudgeTask(whole.prompt, one, tuple(o for o in said if o.id != one.id)) for one in said]
+    judge = Later(judge="shortest")
+    found = asyncio.run(judge.score(tasks))
+    assert [j.value for j in found] == [0.0, 0.75, 0.75, None]
+    assert found[3].status == "timeout"
+    assert len(ASKED) == 2 * 5
+    assert {c.text for one in ASKED for c in one.candidates} == {"a", "b", "x"}
+
+
+def test_a_win_rate_scores_groups_and_is_examined_as_the_judge_inside() -> None:
+    """It gives values alone, of a whole group; a sample that is alone is not judged."""
+    longest = {"longest": {"unit": "characters"}}
+    judge = WinRate(judge={"repeat": {"judge": longest}})
+    assert (modes(judge), judge.needs_group) == (("score",), True)
+    assert judge.examined_as.revision == load({"repeat": {"judge": longest}}, "").revision
+    [alone] = asyncio.run(judge.score([task("a")]))
+    assert alone.status == "not_applicable"
+    first, second, third = task("a", "bbb", "bb"), task("bbb", "a", "bb"), task("bb", "a", "bbb")
+    values = [j.value for j in asyncio.run(judge.score([first, second, third]))]
+    assert values == [0.0, 1.0, 0.5]

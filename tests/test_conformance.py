@@ -85,6 +85,10 @@ CASES: dict[str, Specs] = {
         {"repeat": {"judge": "chat"}},
         [{"repeat": {"judge": "chat", "k": 5}}, {"repeat": {"judge": "longest"}}],
     ),
+    "win_rate": lambda _: (
+        {"win_rate": {"judge": "chat"}},
+        [{"win_rate": {"judge": {"longest": {"unit": "characters"}}}}],
+    ),
     "cached": lambda _: (
         {"cached": {"judge": "chat"}},
         [{"cached": {"judge": {"chat": {"role": "helper"}}}}, {"cached": {"judge": "longest"}}],
