@@ -33,6 +33,7 @@ from .fitting import settled
 from .forgotten import refuse_forgotten
 from .gating import admission_rows, check_judges
 from .operator import Progress, RunContext
+from .operators.improve import Train
 from .prompts import load_prompts, ships
 from .recipe import LEAVE, Recipe, load_recipe
 from .roles import STUDENT, Staging
@@ -234,14 +235,24 @@ def open_cast(plan: Plan) -> Cast:
             continue
         if role.policy not in policies:
             others[role.policy], policies[role.policy] = _open_policy(plan, role.policy)
-        if policies[role.policy].vocabulary != student.vocabulary:
+        foreign = policies[role.policy].vocabulary != student.vocabulary
+        if foreign and name not in _taught_across(plan.recipe):
             raise BadInput.at(
                 f"roles.{name}.policy",
                 f"{role.policy} has another tokenizer than the student",
-                "use a teacher of the student's model family",
+                "use a teacher of the student's model family, or `distill` with `across: true`",
             )
     servers = Servers(plan.recipe.roles)
     return Cast(plan.folder, initial.id, plan.stagings, policies, others, servers)
+
+
+def _taught_across(recipe: Recipe) -> set[str]:
+    """Return the roles that may have another tokenizer, because all that they do is teach across."""
+    steps = [step for stage in recipe.stages for step in stage.steps]
+    teaching = [step for step in steps if isinstance(step, Train)]
+    across = [s for s in teaching if getattr(s.load_trainer(), "across", False)]
+    elsewhere = {role for step in steps if step not in across for role in step.roles()}
+    return {role for step in across for role in step.teachers().values()} - elsewhere
 
 
 def _open_policy(plan: Plan, spec: str) -> tuple[Revision, Policy]:

@@ -113,7 +113,8 @@ async def _row(turn: Turn, lesson: Lesson) -> Row:
     student = turn.run.cast.student
     call = turn.run.cast.call
     ids = await call(student.encode, lesson.prompt.messages)
-    sees = await call(student.encode, lesson.sees) if lesson.sees else None
+    teacher = student if lesson.teacher in ("", SELF) else turn.run.cast.policy(lesson.teacher)
+    sees = await call(teacher.encode, lesson.sees) if lesson.sees else None
     said: TokenIds = ()
     if lesson.answer is not None:
         said = lesson.answer.token_ids or await call(student.spell, lesson.answer.text)

@@ -59,6 +59,11 @@ class ChatCodec:
         """Hash of the map from tokens to ids."""
         return content_hash(self._tokenizer.get_vocab())
 
+    @property
+    def end(self) -> int:
+        """The token that ends an answer."""
+        return int(self._tokenizer.eos_token_id)
+
     def conversation(self, messages: Sequence[Message], *, answered: bool = False) -> TokenIds:
         """Render messages with the chat template, ready to be answered, or as they were."""
         said = [Message(_clean(m.role), _clean(m.content)) for m in messages]

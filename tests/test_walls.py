@@ -55,6 +55,7 @@ MAY_IMPORT_TORCH = {
     "trainers.distilled",
     "trainers.divergences",
     "trainers.heads",
+    "trainers.across",
     "testing.tiny",
 }
 """Imported only where a model is loaded or trained; `test_torch_is_imported_lazily` keeps it so."""

@@ -41,11 +41,16 @@ class Distill(Sampler):
     """Share of answers that the student samples; the others are those that a `select` step has kept."""
     top_k: int = Field(0, ge=0)
     """Likeliest tokens of the teacher that are looked at, all others as one; 0 for the whole vocabulary."""
+    across: bool = False
+    """Whether the teacher has another tokenizer. Then the loss is ULD's: where both begin a token at the same letter, the
+    sorted probabilities of both are compared (arXiv:2402.12030, equation 6)."""
 
     @model_validator(mode="after")
     def _skewed_at_an_end(self) -> Self:
         if self.skew and self.beta not in (0, 1):
             raise ValueError("skew is of forward or reverse KL: beta is 0 or 1")
+        if self.across and (self.beta != 1 or self.skew or self.top_k):
+            raise ValueError("across has a loss of its own, without beta, skew and top_k")
         return self
 
     @property
@@ -81,10 +86,12 @@ class Distill(Sampler):
 
     def fit(self, job: Job, emit: Emit) -> FitResult:
         """Train towards the teacher, and publish the new revision."""
+        from .across import Across
         from .distilled import Distilled
         from .tuning import tune
 
-        return tune(self, job, Distilled, self.examples(job), emit)
+        method = Across if self.across else Distilled
+        return tune(self, job, method, self.examples(job), emit)
 
 
 SELF = "self"

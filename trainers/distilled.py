@@ -44,12 +44,13 @@ class Distilled(Sampled):
     def form(self, rollouts: Sequence[Rollout]) -> dict[str, Any]:
         """Return rollouts as a batch, with what their teachers think of each token."""
         batch: dict[str, Any] = answered(rollouts)
-        batch["weights"] = batch["weights"] * batch["completion_mask"].sum(1)
+        batch["counts"] = batch["completion_mask"].sum(1)
+        batch["weights"] = batch["weights"] * batch["counts"]
         batch["views"] = [] if self._negative else list(self._views(rollouts))
         return batch
 
     def losses(self, model: Any, inputs: dict[str, Any]) -> Tensor:  # noqa: ARG002 - its head is run apart
-        """Return each rollout's loss, the mean over its tokens."""
+        """Return each rollout's loss, the mean over the tokens that bear it."""
         student = scores(self._bare, inputs)
         if self._negative:
             each = self._rarer(student, inputs)
@@ -59,8 +60,8 @@ class Distilled(Sampled):
                 each = each.index_put((view["tokens"],), self._apart(student, view))
         there = inputs["completion_mask"][:, 1:].bool()
         spread = torch.zeros(there.shape, device=each.device).masked_scatter(there, each)
-        self.note(divergence=each.mean())
-        means: Tensor = spread.sum(1) / there.sum(1)
+        self.note(divergence=each.sum() / inputs["counts"].sum().clamp(min=1))
+        means: Tensor = spread.sum(1) / inputs["counts"].clamp(min=1)
         return means
 
     @property
@@ -149,9 +150,13 @@ class Distilled(Sampled):
 
     def _ask(self, name: str, rollouts: Sequence[Rollout]) -> Scores:
         prompts = [r.row["teacher_prompt_ids"] or r.row["prompt_ids"] for r in rollouts]
-        batch = padded(prompts, [list(r.said.token_ids) for r in rollouts])
-        model, device = self._teacher(name), self.args.device
-        training = model.training
+        return self._look(
+            self._teacher(name), padded(prompts, [list(r.said.token_ids) for r in rollouts])
+        )
+
+    def _look(self, model: Any, batch: dict[str, Tensor]) -> Scores:
+        """Let a frozen model read a batch."""
+        training, device = model.training, self.args.device
         model.eval()
         try:
             with torch.no_grad(), self.compute_loss_context_manager():
