@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, cast
 
+from ..errors import BadInput
 from ..hashing import content_hash
 from ..policies.revision import Revision
 from ..store.store import Row, now
@@ -16,6 +19,8 @@ from .roles import STUDENT
 if TYPE_CHECKING:
     from ..policies.policy import Teaching
 
+_LEAST_MASS = 0.8
+"""Share of a teacher's probability that its likeliest tokens must have, or what is learned is mostly the rest."""
 _AT_ONCE = 64
 """Answers that a teacher is asked about in one call."""
 
@@ -30,6 +35,9 @@ async def think(
         rows: of answers that stand; changed in place.
         teachers: the revision of each, by the name that rows have.
         k: tokens at each place.
+
+    Raises:
+        BadInput: the likeliest tokens have too little of the teacher's probability.
     """
     new: list[Row] = []
     for name, revision in teachers.items():
@@ -45,7 +53,20 @@ async def think(
             ids, logprobs = known[_key(row)]
             row["top_ids"] = [place[:k] for place in ids]
             row["top_logprobs"] = [place[:k] for place in logprobs]
+        if mine:
+            _check_mass(turn, name, mine, k)
     return new
+
+
+def _check_mass(turn: Turn, name: str, rows: Sequence[Row], k: int) -> None:
+    places = [place for row in rows for place in row["top_logprobs"]]
+    mass = fmean(sum(map(math.exp, place)) for place in places)
+    turn.run.progress.note(
+        f"round {turn.round}: {name}'s {k} likeliest tokens have {mass:.1%} of it"
+    )
+    if mass < _LEAST_MASS:
+        told = f"{name}'s {k} likeliest tokens have {mass:.0%} of its probability"
+        raise BadInput.at(f"{turn.step}.top_k", told, "take more of them")
 
 
 def _key(row: Row) -> tuple[str, str]:

@@ -24,6 +24,7 @@ from redistill.policies.transformers import TransformersPolicy
 from redistill.store.query import read_rows
 from redistill.testing.fake_server import FakeServer
 from redistill.testing.fakes import fake_prompts
+from redistill.testing.tiny import make_tiny_model
 
 GRPO: dict[str, Any] = {
     "trainer": "grpo",
@@ -309,6 +310,17 @@ def test_stored_distributions_are_taken_once(tmp_path: Path) -> None:
     kept = read_rows(folder, "SELECT count(*) AS n FROM selection")[0]["n"]
     assert len(rows) == kept
     assert not read_rows(folder, "SELECT 1 FROM completion WHERE step = 'train'")
+
+
+def test_a_teacher_whose_likeliest_tokens_say_little_is_refused(tmp_path: Path) -> None:
+    """A model that knows nothing has little probability on its best token, and the run says how little."""
+    model = make_tiny_model(tmp_path / "model", seed=5)
+    roles = {"teacher": {"policy": str(model)}}
+    train = {"trainer": "distill", "teacher": "teacher", "on_policy": 0, "top_k": 1, "beta": 0}
+    steps = [{"sample": {"k": 2, "max_tokens": 24}}, *STAND[1:]]
+    recipe = lesson(tmp_path, steps, train, student=str(model), roles=roles)
+    with pytest.raises(BadInput, match=r"1 likeliest tokens have \d+% of its probability"):
+        run(recipe, place=Place(tmp_path / "runs", catalog.default_cache()))
 
 
 @pytest.mark.parametrize("given", ["reference", "unrelated", "critique"])
