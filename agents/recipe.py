@@ -403,6 +403,9 @@ def _check_step(
         problems += _check_pair(stage, step, where)
     if isinstance(step, Train):
         problems += _check_teachers(recipe, step, where)
+        if step.load_trainer().samples and recipe.execution.processes > 1:
+            what = f"{step.trainer_name} samples while it trains, and does so in one process"
+            problems.append(Problem("execution.processes", what, "leave it out"))
         source = next((s for s in stage.steps if s.step in step.sources()), None)
         each = step.load_trainer().batch_size
         if each % recipe.execution.processes:
@@ -445,12 +448,16 @@ def _check_precision(recipe: Recipe) -> list[Problem]:
     return []
 
 
+_NAMING = (Score, Compare, Train)
+"""Steps whose judges are columns of `answers`."""
+
+
 def _check_scores(stage: Stage, where: str) -> list[Problem]:
     """Refuse one name for two judges: rows and SQL columns are told apart by it."""
     problems = []
     known: dict[str, str] = {}
     for step in stage.steps:
-        for name, revision in step.judges().items() if isinstance(step, Score | Compare) else ():
+        for name, revision in step.judges().items() if isinstance(step, _NAMING) else ():
             if known.setdefault(name, revision) != revision:
                 hint = "give one of them another `name`"
                 problems.append(

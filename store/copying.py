@@ -107,7 +107,11 @@ def _wanted(table: Table) -> str:
         )
     if table.name == "step":  # a round that is begun anew writes its steps with their new settings
         return earlier
-    return f"({earlier}) OR (o.round = $before AND list_contains($steps::VARCHAR[], o.step))"
+    of_step = "o.step"
+    if table.name == "write_batch":  # `charge:score:ID`, `train:said:ID` are chunks of their steps
+        parts = "string_split(o.step, ':')"
+        of_step = f"{parts}[CASE WHEN {parts}[1] IN ('charge', 'reservation') THEN 2 ELSE 1 END]"
+    return f"({earlier}) OR (o.round = $before AND list_contains($steps::VARCHAR[], {of_step}))"
 
 
 def _texts() -> str:

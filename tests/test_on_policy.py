@@ -16,11 +16,13 @@ from children import start
 from test_crash import CHILD
 
 from redistill.agents import servers
+from redistill.agents.forking import fork
 from redistill.agents.loop import Place, resume, run
 from redistill.agents.recipe import Recipe, load_recipe
 from redistill.errors import BadInput, TryLater
 from redistill.policies import catalog
 from redistill.policies.transformers import TransformersPolicy
+from redistill.report.integrity import examine_run
 from redistill.store.query import read_rows
 from redistill.testing.fake_server import FakeServer
 from redistill.testing.fakes import fake_prompts
@@ -125,6 +127,19 @@ def test_one_failed_judgement_in_ten_leaves_its_group(ran: Path) -> None:
             assert all(r["weight"] == 0 for r in kept)
 
 
+def test_a_fork_has_the_rollouts_with_their_ledger(
+    ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another gate on the same job: nothing is sampled or judged again, and every check of the store holds."""
+    monkeypatch.setenv("BILL", str(tmp_path / "bill"))
+    folder = fork(ran, round_=1, changes=["gate.level=0.9"], name="again")
+    resume(folder, place=Place(ran.parent, catalog.default_cache()))
+    assert not (tmp_path / "bill").exists()
+    said = "SELECT id::VARCHAR AS i FROM completion WHERE step = 'train' ORDER BY 1"
+    assert read_rows(folder, said) == read_rows(ran, said)
+    assert [check for check in examine_run(folder) if check["state"] == "bad"] == []
+
+
 def facts(base: Path) -> dict[str, Any]:
     """Return what no crash may change."""
     folder = base / "runs" / "one"
@@ -207,6 +222,10 @@ def test_who_judges_is_asked_for_before_anything_runs(tmp_path: Path) -> None:
         ({"rewards": []}, "nobody judges that"),
         ({"judge": "human"}, "cannot wait for people"),
         ({"judge": "verifyer"}, "verifyer"),
+        (
+            {"rewards": [{"judge": "longest"}, {"judge": {"longest": {"unit": "characters"}}}]},
+            "two judges are named 'longest'",
+        ),
     ):
         base = base_of(tmp_path, "verifier")
         recipe = yaml.safe_load((base / "recipe.yaml").read_text("utf-8"))

@@ -41,8 +41,8 @@ from ..training import run_job
 from ..verdicts import judge_chunk
 from .feedback import Judging
 
-_LATER = ("most_cut", "rewards", "teacher", "given")
-"""Keys that older recipes do not have."""
+_LATER = {"most_cut": 0.2, "rewards": [], "teacher": "", "given": ""}
+"""Keys that older recipes do not have, as they are written where nobody has set them."""
 
 
 class RewardSpec(BaseModel):
@@ -93,8 +93,7 @@ class Train(Operator):
     def _without_the_usual(self, told: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Recipes that are older than the keys have the ids that they had.
         data: dict[str, Any] = told(self)
-        usual = {k: type(self).model_fields[k].default for k in _LATER}
-        return {k: v for k, v in data.items() if k not in usual or (v and v != usual[k])}
+        return {k: v for k, v in data.items() if k not in _LATER or v not in (_LATER[k], ())}
 
     @model_validator(mode="before")
     @classmethod
@@ -150,6 +149,7 @@ class Train(Operator):
             what = f"{trainer.name} samples while it trains, and nobody judges that"
             return [Problem(f"{where}.judge", what, "say `judge: verifier`, or another")]
         problems: list[Problem] = []
+        names: set[str] = set()
         for spec in self.rewards:
             try:
                 judge = scorer(spec.judge, f"{where}.judge")
@@ -159,6 +159,10 @@ class Train(Operator):
             if is_person(judge):
                 what = f"{trainer.name} cannot wait for people"
                 problems.append(Problem(f"{where}.judge", what, "people judge in `score`"))
+            if judge.name in names:
+                what = f"two judges are named {judge.name!r}"
+                problems.append(Problem(f"{where}.rewards", what, "give one another `name`"))
+            names.add(judge.name)
         return problems
 
     def _mistaught(self, trainer: Trainer, where: str) -> list[Problem]:
