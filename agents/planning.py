@@ -9,18 +9,20 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 
 from ..store.analysis import smallest_gain
+from ..trainers.distill import SelfDistill
 from ..trainers.estimate import Estimate, Shape, first_that_fits, ways
 from ..trainers.sampling import Sampler
 from ..types import Prompt
 from .operators.elicit import Rewrite, Sample
 from .operators.improve import Train
 from .recipe import Recipe
+from .roles import STUDENT
 from .workload import Speech, Work, Workload, longest_asked, measured
 
 _GFLOPS_A_CORE = (30e9, 130e9)
@@ -122,9 +124,25 @@ def largest_job(
                 # A pair has its prompt once, an answer beside another prompt's has it twice.
                 rows = {"pairs": asked + 2 * said, "labelled": 2 * (asked + said)}
                 tokens = rows.get(trainer.rows, asked + said)
-                found.append(first_that_fits(ways(trainer, shape, tokens, "full"), free))
+                held = shape.held * _held(recipe, step)
+                job = first_that_fits(ways(trainer, shape, tokens, "full"), free - held)
+                found.append(job and replace(job, parts={**job.parts, **_part(held)}))
     jobs = [job for job in found if job is not None]
     return max(jobs, key=lambda job: job.total, default=None)
+
+
+def _held(recipe: Recipe, step: Train) -> int:
+    """Return how many models of the student's size a job holds beside what it trains; of others nothing is known yet."""
+    trainer = step.load_trainer()
+    if isinstance(trainer, SelfDistill):
+        return int(trainer.teacher_weights == "start" and trainer.signal == "teacher")
+    teachers = {role for role in step.teachers().values() if role in recipe.roles}
+    own = [role for role in teachers if recipe.roles[role].policy == STUDENT]
+    return int(trainer.anchored) + (0 if getattr(trainer, "stored", False) else len(own))
+
+
+def _part(held: int) -> dict[str, int]:
+    return {"held models": held} if held else {}
 
 
 def free_memory() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from redistill.agents.recipe import Recipe, load_recipe
 from redistill.errors import BadInput, TryLater
 from redistill.policies import catalog
 from redistill.policies.transformers import TransformersPolicy
+from redistill.report.forecast import forecast
 from redistill.report.integrity import examine_run
 from redistill.store.query import read_rows
 from redistill.testing.fake_server import FakeServer
@@ -439,3 +441,22 @@ def test_a_teacher_that_cannot_be_is_told_at_load(
     """One line, before a model loads: no teacher, an unknown one, one with the student's own view, one far away."""
     with pytest.raises(BadInput, match=told):
         lesson(tmp_path, [], train, **fields)
+
+
+def test_the_plan_counts_models_that_are_held(tmp_path: Path) -> None:
+    """A reference, or a teacher of the student's size, is a part of the estimate; stored distributions need none."""
+    roles = {"teacher": {"policy": "student", "revision": "initial"}}
+
+    def parts(train: dict[str, Any], steps: Sequence[Any] = ()) -> dict[str, int]:
+        recipe = lesson(tmp_path, list(steps), train, roles=roles)
+        found = forecast(recipe, catalog.default_cache(), tmp_path / "runs")
+        told: dict[str, int] = found["memory"]["parts"]
+        return told
+
+    distil = {"trainer": "distill", "teacher": "teacher"}
+    plain = parts({"trainer": "grpo", "judge": "verifier", "k": 4})
+    assert "held models" not in plain
+    anchored = parts({"trainer": "grpo", "judge": "verifier", "k": 4, "beta": 0.1})
+    assert anchored["held models"] == parts(distil)["held models"] == plain["weights"]
+    steps = [{"sample": {"k": 2, "max_tokens": 24}}, *STAND[1:]]
+    assert "held models" not in parts(distil | {"on_policy": 0, "top_k": 4}, steps)
