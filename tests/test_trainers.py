@@ -28,6 +28,7 @@ from redistill.policies.revision import (
 from redistill.testing.fakes_trainer import FakeTrainer, read_fake, write_fake
 from redistill.testing.tiny import make_tiny_model
 from redistill.trainers import answers as drivers
+from redistill.trainers import tuning
 from redistill.trainers.preference import DPO
 from redistill.trainers.rows import (
     dataset_hash,
@@ -551,3 +552,15 @@ def test_the_fake_gains_and_tells_rows_apart(tmp_path: Path) -> None:
     assert preferring.rows == "pairs"
     assert bench.train("p", preferring, pairs(2)).status == "trained"
     assert bench.train("z", FakeTrainer(gain=0), answers(2)).status == "no_change"
+
+
+def test_numbers_go_to_a_service_by_name_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is installed or set around it, a job reports to nobody; a service that is named must be installed."""
+    monkeypatch.setenv("WANDB_PROJECT", "somebody's")
+    plain = tuning.settings(SFT(), 0, drivers.AnswerSFT, 4, 2)
+    assert plain["report_to"] == "none"
+    named = SFT(options={"report_to": "some_service"})
+    assert tuning.settings(named, 0, drivers.AnswerSFT, 4, 2)["report_to"] == "some_service"
+    [problem] = named.check()
+    assert "some_service is not installed" in str(problem)
+    assert not SFT(options={"report_to": "none"}).check()

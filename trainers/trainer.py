@@ -13,10 +13,11 @@ import sys
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -220,7 +221,17 @@ def unknown_options(options: Mapping[str, Any], config: type[Any]) -> list[Probl
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"see the fields of {config.__name__}"
             problems.append(Problem(f"options.{key}", f"{config.__name__} has no such field", hint))
-    return problems
+    return problems + _absent(options.get("report_to", "none"))
+
+
+def _absent(named: str | Sequence[str]) -> list[Problem]:
+    """Return a problem for every service that is reported to and whose package is not there."""
+    names = [named] if isinstance(named, str) else list(named)
+    return [
+        Problem("options.report_to", f"{name} is not installed", f"pip install {name}")
+        for name in names
+        if name != "none" and find_spec(name) is None
+    ]
 
 
 def run_job(job_folder: Path, run_folder: Path, emit: Emit, address: str = "") -> Result:
