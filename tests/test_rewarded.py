@@ -355,3 +355,17 @@ def test_without_a_driver_there_is_no_job(bench: Bench, tmp_path: Path) -> None:
     assert result.status == "failed"
     assert "asks the driver" in result.message
     assert tmp_path.exists()
+
+
+def test_an_adapter_samples_what_it_trains(bench: Bench) -> None:
+    """With LoRA the rollouts are of base and adapter together: the gap stays nothing while the policy moves."""
+    home = bench.run / "revisions" / bench.revision
+    home.parent.mkdir()
+    home.symlink_to(bench.start)
+    bench.start = home
+    result, driver = trained(bench, "a", low, steps=12, weights="lora", rank=8, learning_rate=3e-2)
+    assert result.status == "trained", result.message
+    gaps = [m["value"] for m in result.metrics if m["name"] == "rollouts/gap"]
+    assert max(gaps) < 1e-4
+    assert liked(driver, 12) > liked(driver, 1) + 0.05
+    assert not list((bench.run / "revisions" / str(result.revision)).glob("model*"))
