@@ -10,7 +10,7 @@ NAME    ?=
 # packages of the same name.
 export PYTHONSAFEPATH = 1
 
-.PHONY: setup quickstart control test test-slow lint format schema docs bench bench-store bench-judges bench-train clean
+.PHONY: setup quickstart control test test-slow lint format schema docs bench bench-store bench-judges bench-train bench-bakeoff clean
 
 setup: $(STAMP)
 
@@ -67,6 +67,15 @@ bench-judges: $(STAMP)
 # A DPO job of SmolLM2 beside TRL with a loaded reference and with precomputed log-probs: about ten minutes.
 bench-train: $(STAMP)
 	$(BIN)/python benchmarks/train.py
+
+# Six trainers on the toy's task at an equal number of trained tokens, three seeds: about ten minutes.
+bench-bakeoff: $(STAMP)
+	$(BIN)/redistill bakeoff examples/bakeoff.yaml --equal tokens --seeds 3 --teacher teacher \
+	  --trainers sft,dpo,kto,simpo,grpo,distill \
+	  --with sft.learning_rate=3e-4 --with sft.steps=60 --with sft.batch_size=16 \
+	  --with dpo.learning_rate=5e-5 --with kto.learning_rate=5e-5 --with simpo.learning_rate=5e-5 \
+	  --with grpo.learning_rate=1e-4 --with grpo.batch_size=64 --with grpo.micro_batch=32 --with grpo.max_tokens=44 \
+	  --with distill.learning_rate=3e-4 --with distill.batch_size=32 --with distill.micro_batch=16 --with distill.max_tokens=44
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

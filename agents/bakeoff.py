@@ -1,21 +1,24 @@
 """A bake-off: several trainers on the same rows, prompts and judge, at the same cost, over several seeds.
 
 Each seed is a run of the recipe, whose rows are shared: every trainer is a fork of it, so that what was sampled and judged
-once is read by all that learn from rows. Learning rates are chosen by held-out values at the first seed; what `test`
-says is looked at when everything is chosen.
+once is read by all that learn from rows. Learning rates are chosen by held-out values at the first seed, and by nothing
+else; every run measures `test` at its end, and of that the table has what was chosen.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import BadInput, EnvironmentProblem
+from ..hashing import content_hash
 from ..store.analysis import PAIRED, paired_parameters
 from ..store.query import read_rows
+from ..trainers.distill import SelfDistill
 from ..trainers.trainer import Trainer, trainer_class
 from .costs import Costs, Resource, costs
 from .forking import changes_nothing, fork
@@ -26,8 +29,8 @@ from .operators.feedback import Score
 from .operators.improve import Train
 from .recipe import Recipe
 
-_PROBE = 5
-"""Steps of the run that tells what a step costs."""
+_PROBES = 2, 6
+"""Steps of the two runs that tell what a step costs, and what is paid before the first one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,8 @@ class Contest:
     """Factors of each arm's own learning rate, of which the best on held-out prompts is taken."""
     teacher: str = ""
     """Role that teaches the arms that distil."""
+    given: str = ""
+    """What an arm that teaches itself sees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,9 @@ class Entry:
     learning_rate: float
     steps: int
     heldout: float
+    """Mean value on held-out prompts; where nothing was published, that of the first student."""
+    status: str
+    """`trained`, or why nothing was published."""
     before: Sequence[float]
     """Values of the first student on the test prompts."""
     after: Sequence[float]
@@ -97,7 +105,7 @@ def bakeoff(
 
     Raises:
         BadInput: an arm has no rows, judge or teacher in the recipe.
-        EnvironmentProblem: a training job came to nothing.
+        EnvironmentProblem: an arm came to nothing at any learning rate.
     """
     kitchen = _Kitchen(recipe, contest, place, progress or Silent())
     plans = [
@@ -135,16 +143,17 @@ class _Kitchen:
         kind = arm.kind
         told: dict[str, Any] = {"trainer": {arm.name: dict(arm.settings)}}
         told["of"] = [] if kind.samples else [_maker(steps, kind).step]
-        told["rewards"] = []
+        told |= {"rewards": [], "teacher": "", "given": ""}
         if kind.asks == "judge":
             score = next((step for step in steps if isinstance(step, Score)), None)
             if score is None:
                 raise BadInput.at("round", f"{arm.name} needs a `score` step's judge")
             told["rewards"] = [{"judge": score.judge}]
         if kind.asks == "teacher":
-            if not self.contest.teacher:
-                raise BadInput.at("--teacher", f"{arm.name} needs a role that teaches")
-            told["teacher"] = self.contest.teacher
+            key = "given" if issubclass(kind, SelfDistill) else "teacher"
+            told[key] = getattr(self.contest, key)
+            if not told[key]:
+                raise BadInput.at(f"--{key}", f"{arm.name} needs it")
         return [f"{train.step}.{key}={json.dumps(value)}" for key, value in told.items()]
 
     def used(self, arm: Arm) -> list[str]:
@@ -161,62 +170,86 @@ class _Kitchen:
 
     def bake(self, arm: Arm, seed: int) -> Entry:
         """Train an arm at a seed, or find it trained, and return it without its test values."""
-        base = self.base(seed)
-        rate = arm.built.learning_rate
-        name = f"{base.name}-{arm.name}-{rate:g}-{arm.built.steps or 'all'}"
+        base, changes = self.base(seed), self.changes(arm)
+        word = re.sub(r"[^A-Za-z0-9]+", "-", arm.name)
+        name = f"{base.name}-{word}-{content_hash(changes)[:8]}"
         folder = base.parent / name
-        changes = self.changes(arm)
         if changes_nothing(base, round_=1, changes=changes):
             folder = base  # the recipe's own trainer
         elif not folder.exists():
             fork(base, round_=1, changes=changes, name=name)
         resume(folder, place=self.place, progress=self.progress)
-        [job] = read_rows(folder, "SELECT status, message, revision, steps FROM training_run")
-        if job["status"] != "trained":
-            raise EnvironmentProblem(f"{name}: {job['status']}: {job['message']}")
+        [job] = read_rows(folder, "SELECT status, revision, steps FROM training_run")
+        [first] = read_rows(folder, "SELECT student FROM run")
         [measured] = read_rows(
             folder,
-            "SELECT value FROM evaluation WHERE split = 'heldout' AND revision = ?",
-            [job["revision"]],
+            "SELECT value FROM evaluation WHERE split = 'heldout' AND revision = ? LIMIT 1",
+            [job["revision"] or first["student"]],
         )
-        paid = costs(folder, self.used(arm))
-        value = float(measured["value"])
-        return Entry(arm.name, seed, rate, job["steps"], value, (), (), paid, folder)
+        return Entry(
+            arm=arm.name,
+            seed=seed,
+            learning_rate=arm.built.learning_rate,
+            steps=job["steps"],
+            heldout=float(measured["value"]),
+            status=job["status"],
+            before=(),
+            after=(),
+            costs=costs(folder, self.used(arm)),
+            folder=folder,
+        )
 
     def evened(self, arm: Arm, budget: float) -> Arm:
         """Return an arm with as many steps as a budget pays for; one that uses none of it keeps its own."""
         if not arm.kind.samples and self.contest.equal in ("samples", "judge"):
             return arm  # its rows are sampled and judged already, and are the same for all
-        probe = self.bake(arm.at(steps=_PROBE, epochs=None), self.contest.seeds[0])
-        each = probe.costs.of(self.contest.equal) / probe.steps
-        if each == 0:
+        few, more = (
+            self.bake(arm.at(steps=n, epochs=None), self.contest.seeds[0]) for n in _PROBES
+        )
+        used, more_used = (probe.costs.of(self.contest.equal) for probe in (few, more))
+        each = (more_used - used) / (more.steps - few.steps) if more.steps > few.steps else 0.0
+        if each <= 0:
             return arm
-        return arm.at(steps=max(1, round(budget / each)), epochs=None)
+        # What it costs before the first step, such as rows that are sampled and judged, is paid once.
+        fixed = max(0.0, used - each * few.steps)
+        return arm.at(steps=max(1, round((budget - fixed) / each)), epochs=None)
 
     def best_rate(self, arm: Arm) -> Arm:
-        """Return an arm with the learning rate that is best on held-out prompts at the first seed."""
+        """Return an arm with the learning rate that is best on held-out prompts at the first seed.
+
+        Raises:
+            EnvironmentProblem: no rate gave weights that could be published.
+        """
         rate = arm.built.learning_rate
         tried = [arm.at(learning_rate=rate * factor) for factor in self.contest.rates]
-        return max(tried, key=lambda one: self.bake(one, self.contest.seeds[0]).heldout)
+        found = [(self.bake(one, self.contest.seeds[0]), one) for one in tried]
+        trained = [
+            (entry.heldout, nth)
+            for nth, (entry, _) in enumerate(found)
+            if entry.status == "trained"
+        ]
+        if not trained:
+            ends = ", ".join(f"{e.learning_rate:g} {e.status}" for e, _ in found)
+            raise EnvironmentProblem(f"{arm.name} came to nothing at any learning rate: {ends}")
+        return tried[max(trained, key=lambda pair: (pair[0], -pair[1]))[1]]
 
     def tasted(self, arm: Arm, seed: int) -> Entry:
         """Return an arm at a seed with its test values, which are read now."""
         entry = self.bake(arm, seed)
         [job] = read_rows(entry.folder, "SELECT revision FROM training_run")
-        found = _test(entry.folder, job["revision"])
-        if found is None:
-            measure(entry.folder, job["revision"], place=self.place, progress=self.progress)
-            found = _test(entry.folder, job["revision"])
         [first] = read_rows(entry.folder, "SELECT student FROM run")
+        made = job["revision"] or first["student"]  # nothing published is no gain
+        found = _test(entry.folder, made)
+        if found is None:
+            measure(entry.folder, made, place=self.place, progress=self.progress)
+            found = _test(entry.folder, made)
         before = _test(entry.folder, first["student"])
         assert found is not None
         assert before is not None
         rows = read_rows(entry.folder, PAIRED, paired_parameters(before, found))
         rows = [row for row in rows if TRANSFER not in row["tags"]]
         return replace(
-            entry,
-            before=[row["before"] for row in rows],
-            after=[row["after"] for row in rows],
+            entry, before=[row["before"] for row in rows], after=[row["after"] for row in rows]
         )
 
 

@@ -21,7 +21,7 @@ class Costs:
 
     steps: int
     trained_tokens: int
-    """Through the student with gradients, prompts included."""
+    """Of the rows of all steps, prompts included; of rollouts also those that said nothing."""
     sampled: int
     """Completions that were sampled to train on."""
     sampled_tokens: int
@@ -90,7 +90,7 @@ def costs(folder: Path, steps: Sequence[str]) -> Costs:
 
 
 def _trained_tokens(folder: Path, steps: int) -> int:
-    """Return the tokens of the rows that bore loss, once for each time that they did."""
+    """Return the tokens of the rows of all steps, once for each time that they were in one."""
     from ..trainers.job import Job
 
     place = folder / "jobs" / str(ROUND)
@@ -101,7 +101,7 @@ def _trained_tokens(folder: Path, steps: int) -> int:
         """
         SELECT r.prompt_id::VARCHAR AS prompt, c.tokens FROM training_row r
         JOIN completion c ON c.id = r.completion_id
-        WHERE r.round = ? AND r.weight > 0 AND r.advantage IS NOT NULL
+        WHERE r.round = ? AND r.advantage IS NOT NULL
         """,
         [ROUND],
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, cast
+from typing import Any
 
 from ..errors import BadInput
 from ..hashing import content_hash
@@ -16,19 +16,14 @@ from .job_files import named
 from .operator import Turn
 from .roles import STUDENT
 
-if TYPE_CHECKING:
-    from ..policies.policy import Teaching
-
 _LEAST_MASS = 0.8
 """Share of a teacher's probability that its likeliest tokens must have, or what is learned is mostly the rest."""
 _AT_ONCE = 64
 """Answers that a teacher is asked about in one call."""
 
 
-async def think(
-    turn: Turn, rows: Sequence[Row], teachers: Mapping[str, Revision], k: int
-) -> list[Row]:
-    """Fill in each row's `top_ids` and `top_logprobs`, and return the rows that have to be stored for it.
+async def think(turn: Turn, rows: Sequence[Row], teachers: Mapping[str, Revision], k: int) -> None:
+    """Fill in each row's `top_ids` and `top_logprobs`; what no teacher was asked before is asked now, and stored.
 
     Args:
         turn: of the train step.
@@ -39,13 +34,11 @@ async def think(
     Raises:
         BadInput: the likeliest tokens have too little of the teacher's probability.
     """
-    new: list[Row] = []
     for name, revision in teachers.items():
         mine = [row for row in rows if row["teacher"] == name]
-        known = _stored(turn, revision.id, k)
+        known = _stored(turn, revision.id, k, [row["completion_id"] for row in mine])
         missing = [row for row in mine if _key(row) not in known]
         asked = await _ask(turn, name, revision, missing, k)
-        new += asked
         known |= {
             (r["completion_id"], r["context"]): (r["top_ids"], r["top_logprobs"]) for r in asked
         }
@@ -55,7 +48,6 @@ async def think(
             row["top_logprobs"] = [place[:k] for place in logprobs]
         if mine:
             _check_mass(turn, name, mine, k)
-    return new
 
 
 def _check_mass(turn: Turn, name: str, rows: Sequence[Row], k: int) -> None:
@@ -79,14 +71,15 @@ def _context(row: Row) -> str:
 
 
 def _stored(
-    turn: Turn, revision: str, k: int
+    turn: Turn, revision: str, k: int, completions: Sequence[str]
 ) -> dict[tuple[str, str], tuple[list[list[int]], list[list[float]]]]:
     rows = turn.run.store.rows(
         """
         SELECT completion_id::VARCHAR AS completion_id, context, top_ids, top_logprobs
-        FROM token_distribution WHERE revision = ? AND len(top_ids[1]) >= ?
+        FROM token_distribution
+        WHERE revision = ? AND len(top_ids[1]) >= ? AND list_contains(?, completion_id::VARCHAR)
         """,
-        [revision, k],
+        [revision, k, list(completions)],
     )
     return {(r["completion_id"], r["context"]): (r["top_ids"], r["top_logprobs"]) for r in rows}
 
@@ -96,7 +89,7 @@ async def _ask(turn: Turn, name: str, revision: Revision, rows: Sequence[Row], k
     if not rows:
         return found
     which = STUDENT if name == SELF else named(turn, name)[0]
-    policy = cast("Teaching", await run.cast.hold(which, revision, run.store, turn.round))
+    policy: Any = await run.cast.hold(which, revision, run.store, turn.round)
     for begin in range(0, len(rows), _AT_ONCE):
         part = rows[begin : begin + _AT_ONCE]
         pairs = [
@@ -104,19 +97,28 @@ async def _ask(turn: Turn, name: str, revision: Revision, rows: Sequence[Row], k
             for r in part
         ]
         told = await run.cast.call(policy.distributions, pairs, k)
-        scored = await run.cast.call(policy.score, pairs)  # type: ignore[attr-defined]
-        for row, (ids, logprobs), own in zip(part, told, scored, strict=True):
-            found.append(
-                {
-                    "completion_id": row["completion_id"],
-                    "round": turn.round,
-                    "step": turn.step,
-                    "revision": revision.id,
-                    "context": _context(row),
-                    "logprobs": list(own),
-                    "top_ids": ids,
-                    "top_logprobs": logprobs,
-                    "created_at": now(),
-                }
-            )
+        scored = await run.cast.call(policy.score, pairs)
+        made = [
+            {
+                "completion_id": row["completion_id"],
+                "round": turn.round,
+                "step": turn.step,
+                "revision": revision.id,
+                "context": _context(row),
+                "logprobs": list(own),
+                "top_ids": ids,
+                "top_logprobs": logprobs,
+                "created_at": now(),
+            }
+            for row, (ids, logprobs), own in zip(part, told, scored, strict=True)
+        ]
+        # A transaction of its own: what a teacher was asked once is known even if the step is never finished.
+        keys = content_hash([revision.id, k, [_key(row) for row in part]])
+        run.store.commit(
+            {"token_distribution": made},
+            round=turn.round,
+            step=f"{turn.step}:thought:{keys}",
+            chunk=0,
+        )
+        found += made
     return found

@@ -12,9 +12,9 @@ from ..store.store import Row, now
 from ..types import Completion, Prompt
 from .admission import wilson
 from .judge import Judge, JudgeTask, let_go, needs_group
-from .operator import Turn
+from .operator import Operator, Turn
 from .operators.feedback import Compare, Score
-from .operators.improve import Evaluate
+from .operators.improve import Evaluate, Train
 from .people import is_person
 from .ranking import comparing, first_wins
 from .speaker import bind
@@ -81,11 +81,17 @@ def _labelling(turn: Turn) -> Iterator[Judge]:
     steps = turn.run.steps(turn.round)
     seen = {r for step in steps if isinstance(step, Evaluate) for r in step.judges().values()}
     for step in steps:
-        if isinstance(step, Score | Compare):
-            judge = step.load_judge()
+        for judge in _judges(step):
             if not (judge.revision in seen or needs_group(judge) or is_person(judge)):
                 yield judge
             seen.add(judge.revision)
+
+
+def _judges(step: Operator) -> list[Judge]:
+    """Return the judges of a step whose values train, as labels or as rewards."""
+    if isinstance(step, Score | Compare):
+        return [step.load_judge()]
+    return [judge for judge, _ in step.reward_judges()] if isinstance(step, Train) else []
 
 
 def _shown(prompt: Prompt, answers: Row) -> tuple[JudgeTask, bool]:

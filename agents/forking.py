@@ -102,7 +102,7 @@ def forked_recipe(recipe: Recipe, round_: int, changes: Sequence[str], name: str
     Raises:
         BadInput: with every setting that cannot be changed, or where nothing would be.
     """
-    forked = _with_changes(recipe, round_, changes, name)
+    forked = changed_recipe(recipe, round_, changes, name)
     if not _changed(recipe, forked, round_):
         hint = "give a --set that changes something"
         raise BadInput.at("--set", f"nothing differs from round {round_} on", hint)
@@ -112,10 +112,15 @@ def forked_recipe(recipe: Recipe, round_: int, changes: Sequence[str], name: str
 def changes_nothing(parent: Path, *, round_: int, changes: Sequence[str]) -> bool:
     """Tell whether a run has the settings already that a fork of it would have."""
     recipe = _recipe_of(parent)
-    return not _changed(recipe, _with_changes(recipe, round_, changes, recipe.name), round_)
+    return not _changed(recipe, changed_recipe(recipe, round_, changes, recipe.name), round_)
 
 
-def _with_changes(recipe: Recipe, round_: int, changes: Sequence[str], name: str) -> Recipe:
+def changed_recipe(recipe: Recipe, round_: int, changes: Sequence[str], name: str) -> Recipe:
+    """Return a recipe with other settings from a round on, whether they change anything or not.
+
+    Raises:
+        BadInput: with every setting that cannot be changed.
+    """
     data = recipe.resolved() | {"name": name}
     steps, free, problems = _sorted(recipe, round_, changes)
     problems += [p for change in free if (p := override(data, change, KEYS))]

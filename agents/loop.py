@@ -112,8 +112,8 @@ def measure(folder: Path, revision: str, *, place: Place, progress: Progress | N
 
     async def walk(run: RunContext) -> None:
         async with AsyncSqliteSaver.from_conn_string(str(folder / GRAPH)) as saver:
-            graph = build_measurement(recipe.evaluate, "test_compared", "test")
-            name = f"test_compared:{revision}"
+            graph = build_measurement(recipe.evaluate, f"compared_{revision[:8]}", "test")
+            name = f"compared:{revision}"
             await _Walker(run, saver, recipe).walk(graph, name, _rounds_done(run.store), revision)
         run.store.publish(force=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import BadInput
@@ -50,13 +50,29 @@ async def prepare_prompts(turn: Turn, trainer: Sampler, sources: Sources) -> dic
         else:
             rows.append(row)
     held = _held(turn, trainer, sources, start)
-    thought: list[Row] = []
+    _refuse_itself(turn, rows, held, start)
     if isinstance(trainer, Distill) and trainer.stored:
-        thought = await think(turn, rows, held, trainer.top_k)
+        await think(turn, rows, held, trainer.top_k)
         held = {}
     reference = held["reference"].id if trainer.anchored else None
     write_job(turn, (sources.trainer, trainer), start, rows, reference=reference, held=held)
-    return {"event": events, "token_distribution": thought}
+    return {"event": events}
+
+
+def _refuse_itself(
+    turn: Turn, rows: Sequence[Row], held: Mapping[str, Revision], start: Revision
+) -> None:
+    """Refuse a teacher that has the student's weights and sees what the student sees.
+
+    Raises:
+        BadInput: there is one; it would teach nothing.
+    """
+    for name, revision in held.items():
+        mine = [row for row in rows if row["teacher"] == name]
+        if mine and revision.id == start.id and not any(r["teacher_prompt_ids"] for r in mine):
+            what = f"{name} has the student's own weights in round {turn.round}, and sees the same"
+            hint = "give it a context or another model"
+            raise BadInput.at(f"{turn.step}.teacher", what, hint)
 
 
 def _lessons(turn: Turn, trainer: Sampler, sources: Sources) -> list[Lesson]:
@@ -66,11 +82,15 @@ def _lessons(turn: Turn, trainer: Sampler, sources: Sources) -> list[Lesson]:
     lessons = kept if sources.step else [Lesson(prompt) for prompt in prompts]
     if isinstance(trainer, SelfDistill):
         views = views_of(turn, sources.given, [(one.prompt, one.answer) for one in lessons])
-        return [
+        shown = [
             Lesson(one.prompt, one.answer, SELF, sees)
             for one, sees in zip(lessons, views, strict=True)
             if sees is not None
         ]
+        if bare := len(lessons) - len(shown):
+            told = f"{bare} of {len(lessons)} prompts left out: there is no {sources.given} to show"
+            turn.run.progress.note(f"round {turn.round}: {told}")
+        return shown
     if not isinstance(trainer, Distill):
         return list({one.prompt.id: one for one in lessons}.values())
     found = []

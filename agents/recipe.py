@@ -403,6 +403,9 @@ def _check_step(
         problems += _check_pair(stage, step, where)
     if isinstance(step, Train):
         problems += _check_teachers(recipe, step, where)
+        if step.given == "critique" and not any(s.makes == "critiques" for s in stage.steps):
+            what = "no step criticises, so there is nothing to show"
+            problems.append(Problem(f"{where}.given", what, "put a `critique` step before"))
         if step.load_trainer().samples and recipe.execution.processes > 1:
             what = f"{step.trainer_name} samples while it trains, and does so in one process"
             problems.append(Problem("execution.processes", what, "leave it out"))
@@ -421,9 +424,12 @@ def _check_step(
 def _check_teachers(recipe: Recipe, step: Train, where: str) -> list[Problem]:
     """Find a teacher whose distributions cannot be had, or are the student's own."""
     problems = []
-    for role in set(step.teachers().values()) & recipe.roles.keys():
+    for role in sorted(set(step.teachers().values()) & recipe.roles.keys()):
         bound = recipe.roles[role]
         at = f"{where}.teacher"
+        if catalog.is_plugin(bound.policy):
+            what = f"{role} is a plugin, whose weights a training job cannot hold"
+            problems.append(Problem(at, what, "give the role a catalog name, a hub id or a folder"))
         if is_remote(bound.policy):
             what = f"{role}'s server does not tell its distributions"
             problems.append(Problem(at, what, "give the role a model of this machine"))

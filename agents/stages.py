@@ -31,7 +31,6 @@ RESERVED_STEPS = frozenset(
         "load",
         "test_initial",
         "test_champion",
-        "test_compared",
         "gain",
         "stopped",
         "forked",

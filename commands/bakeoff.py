@@ -38,6 +38,9 @@ def bakeoff(
         str, typer.Option(help="Factors of each learning rate; the best on held-out is taken.")
     ] = "0.3,1,3",
     teacher: Annotated[str, typer.Option(help="Role that teaches those that distil.")] = "",
+    given: Annotated[
+        str, typer.Option(help="What self_distill shows its teacher: critique, answer, ...")
+    ] = "",
     settings: Annotated[
         list[str] | None, typer.Option("--with", help="A trainer's setting, as grpo.k=8.")
     ] = None,
@@ -65,6 +68,7 @@ def bakeoff(
         seeds=range(first, first + seeds),
         rates=_numbers(rates),
         teacher=teacher,
+        given=given,
     )
     folder = runs / f"{loaded.name}-bakeoff"
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,6 +60,7 @@ class TransformersPolicy:
         self._adapted: Any = None
         """The model with peft's wrapper, where it is a base with an adapter."""
         self._revision = ""
+        self._within: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     @property
@@ -167,7 +168,9 @@ class TransformersPolicy:
         if any(not p or len(p) + len(c) > self.context_length for p, c in pairs):
             raise ValueError(f"a pair is scored with 1 to {self.context_length} tokens")
         model = self._held()
-        return self._scored(pairs, lambda batch: sampler.likeliest(model, batch, k))
+        vocabulary = model.config.get_text_config().vocab_size
+        most = max(1, sampler.LOGIT_BYTES // (4 * vocabulary))
+        return self._scored(pairs, lambda batch: sampler.likeliest(model, batch, k), most)
 
     def choose(self, prompts: Sequence[TokenIds], options: Sequence[str]) -> list[list[float]]:
         """Return for each prompt the probabilities of the options as (the beginning of) the answer.
@@ -230,9 +233,17 @@ class TransformersPolicy:
             raise StoreProblem(f"{revision.folder} on {base.id} is not what was published")
         return adapted.eval()
 
-    def follow(self, model: Any) -> None:
-        """Speak with a model that somebody else holds and changes, and claim no revision for it."""
+    def follow(
+        self, model: Any, within: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ) -> None:
+        """Speak with a model that somebody else holds and changes, and claim no revision for it.
+
+        Args:
+            model: is asked as it is at the time.
+            within: entered around every batch, in the thread that works on it; autocast is of a thread alone.
+        """
         self._model, self._adapted, self._revision = model, None, ""
+        self._within = within
 
     def release(self) -> None:
         """Give back the memory of the weights; `load` brings them again."""
@@ -266,21 +277,24 @@ class TransformersPolicy:
         self,
         pairs: Sequence[tuple[TokenIds, TokenIds]],
         work: Callable[[list[tuple[TokenIds, TokenIds]]], list[B]],
+        tokens: int = SCORED_TOKENS,
     ) -> list[B]:
         """Do the work in batches of like lengths, and return the results in the order given."""
-        batches = self._scored_together(pairs)
+        batches = self._scored_together(pairs, tokens)
         answers = self._each(lambda rows: work([pairs[i] for i in rows]), batches)
         scores: dict[int, B] = {}
         for rows, batch in zip(batches, answers, strict=True):
             scores.update(zip(rows, batch, strict=True))
         return [scores[i] for i in range(len(pairs))]
 
-    def _scored_together(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[list[int]]:
+    def _scored_together(
+        self, pairs: Sequence[tuple[TokenIds, TokenIds]], tokens: int
+    ) -> list[list[int]]:
         """Return batches of pairs by index, like lengths together, so that little is padding."""
         lengths = [len(p) + len(c) for p, c in pairs]
         batches: list[list[int]] = []
         for i in sorted(range(len(pairs)), key=lengths.__getitem__):
-            room = min(self._rows, max(1, SCORED_TOKENS // lengths[i]))
+            room = min(self._rows, max(1, tokens // lengths[i]))
             if not batches or len(batches[-1]) >= room:
                 batches.append([])
             batches[-1].append(i)
@@ -292,14 +306,19 @@ class TransformersPolicy:
         rope = getattr(self._held().config.get_text_config(), "rope_parameters", None) or {}
         if self._device.type != "cpu" or rope.get("rope_type") in _STATEFUL_ROPE:
             workers = 1
+
+        def inside(batch: A) -> B:
+            with self._within():
+                return work(batch)
+
         # One core a batch, also when there is one batch: the order of sums may not depend on threads.
         with _one_core_each():
             if workers <= 1:
-                return [work(batch) for batch in batches]
+                return [inside(batch) for batch in batches]
             with ThreadPoolExecutor(
                 workers, initializer=torch.set_num_threads, initargs=(1,)
             ) as pool:
-                return list(pool.map(work, batches))
+                return list(pool.map(inside, batches))
 
 
 def _cores() -> int:

@@ -16,7 +16,7 @@ from redistill.agents.bakeoff import Arm, Contest, bakeoff
 from redistill.agents.loop import Place
 from redistill.agents.recipe import Recipe
 from redistill.cli import app
-from redistill.errors import BadInput
+from redistill.errors import BadInput, EnvironmentProblem
 from redistill.policies import catalog
 from redistill.report import bakeoff as standing
 from redistill.store.analysis import nested_bootstrap
@@ -113,6 +113,22 @@ def test_again_it_does_nothing_again(baked: Any) -> None:
     assert [read_rows(e.folder, count) for e in entries] == before
 
 
+def test_a_rate_that_comes_to_nothing_loses(baked: Any) -> None:
+    """Two seeds and two rates, one of them absurd: the other is taken, and other settings make other runs."""
+    _, recipe, place, entries = baked
+    contest = Contest(ARMS[:1], "tokens", [0, 1], [1e9, 1.0])
+    found = bakeoff(recipe, contest, place)
+    assert [(e.seed, e.learning_rate) for e in found] == [(0, 1e-4), (1, 1e-4)]
+    assert found[0] == entries[0]
+    assert found[1].folder != found[0].folder
+    hopeless = Contest(ARMS[:1], "tokens", [0], [1e9])
+    with pytest.raises(EnvironmentProblem, match="came to nothing at any learning rate"):
+        bakeoff(recipe, hopeless, place)
+    wider = Contest([Arm("sft", FAST | {"steps": 2, "batch_size": 4})], "tokens", [0], [1.0])
+    [other] = bakeoff(recipe, wider, place)
+    assert other.folder != entries[0].folder
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -122,6 +138,8 @@ def test_again_it_does_nothing_again(baked: Any) -> None:
         (["--trainers", "sft", "--with", "dpo.beta=1"], "--with"),
         (["--trainers", "distill"], "--teacher"),
         (["--trainers", "dpo"], "needs the rows of a `pair` step"),
+        (["--trainers", "self_distill"], "--given"),
+        (["--trainers", "distill", "--teacher", "nobody"], "unknown role 'nobody'"),
     ],
 )
 def test_what_cannot_compete_is_told_before_anything_runs(

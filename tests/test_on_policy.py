@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import signal
@@ -29,6 +30,7 @@ from redistill.store.query import read_rows
 from redistill.testing.fake_server import FakeServer
 from redistill.testing.fakes import fake_prompts
 from redistill.testing.tiny import make_tiny_model
+from redistill.trainers.callback import Caller, Desk, listening
 
 GRPO: dict[str, Any] = {
     "trainer": "grpo",
@@ -391,7 +393,7 @@ def test_teachers_by_tag(tmp_path: Path) -> None:
     """Prompts are taught by the role of their tag, all others by that of the star; a tag without either is refused."""
     roles = {
         "teacher": {"policy": "tiny-teacher"},
-        "twin": {"policy": "student", "revision": "initial"},
+        "twin": {"policy": "student", "revision": "initial", "context": {"system": "Be brief."}},
     }
     both = {"trainer": "distill", "teacher": {"kind:0": "teacher", "*": "twin"}}
     folder = run(
@@ -433,6 +435,39 @@ def test_teachers_by_tag(tmp_path: Path) -> None:
             {},
             "beta is 0 or 1",
         ),
+        (
+            {"trainer": "distill", "teacher": "plug"},
+            {"roles": {"plug": {"policy": "redistill.testing.fakes:FakeStudent"}}},
+            "a training job cannot hold",
+        ),
+        ({"trainer": "self_distill", "given": "critique"}, {}, "no earlier step makes rows"),
+        (
+            {"trainer": "self_distill", "given": "reference", "across": True},
+            {},
+            "another tokenizer",
+        ),
+        (
+            {
+                "trainer": "self_distill",
+                "given": "reference",
+                "teacher_weights": "live",
+                "on_policy": 0,
+                "top_k": 4,
+            },
+            {},
+            "cannot be stored",
+        ),
+        ({"trainer": "distill", "teacher": "teacher", "on_policy": 0, "k": 2}, {}, "nothing is"),
+        (
+            {"trainer": "grpo", "k": 4, "judge": "verifier", "reference": "initial"},
+            {},
+            "`beta` is 0",
+        ),
+        (
+            {"trainer": "grpo", "k": 4, "judge": "verifier", "keep_context": True},
+            {},
+            "plain prompts",
+        ),
     ],
 )
 def test_a_teacher_that_cannot_be_is_told_at_load(
@@ -460,3 +495,69 @@ def test_the_plan_counts_models_that_are_held(tmp_path: Path) -> None:
     assert anchored["held models"] == parts(distil)["held models"] == plain["weights"]
     steps = [{"sample": {"k": 2, "max_tokens": 24}}, *STAND[1:]]
     assert "held models" not in parts(distil | {"on_policy": 0, "top_k": 4}, steps)
+
+
+def test_a_teacher_that_is_the_student_is_refused_in_its_round(tmp_path: Path) -> None:
+    """The initial student with no context is the student itself in round 1, and teaches it nothing."""
+    roles = {"twin": {"policy": "student", "revision": "initial"}}
+    recipe = lesson(tmp_path, [], {"trainer": "distill", "teacher": "twin"}, roles=roles)
+    with pytest.raises(BadInput, match="own weights in round 1"):
+        run(recipe, place=Place(tmp_path / "runs", catalog.default_cache()))
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionRefusedError("gone"), KeyError("what"), TryLater("later")]
+)
+def test_whatever_a_judge_raises_ends_the_job(error: Exception) -> None:
+    """An error of the driver is raised where the job is waited for, and the job is given up; nobody hangs."""
+    left: list[str] = []
+
+    async def work(desk: Desk) -> None:
+        def ask() -> None:
+            caller = Caller(desk.address)
+            caller.reply(caller.ask("judge", step=1))
+
+        try:
+            await asyncio.to_thread(ask)
+        except asyncio.CancelledError:
+            left.append("given up")
+            raise
+
+    async def answer(what: str, told: Any) -> Any:
+        raise error
+
+    async def drive() -> None:
+        async with listening(answer) as desk:
+            await desk.beside(work(desk))
+
+    with pytest.raises(type(error)):
+        asyncio.run(asyncio.wait_for(drive(), 20))
+    assert left == ["given up"]
+
+
+def test_nobody_else_is_answered() -> None:
+    """Who does not know the password of the address is hung up on."""
+
+    async def answer(what: str, told: Any) -> Any:
+        return {"what": what, **told}
+
+    async def drive() -> tuple[Any, Any]:
+        async with listening(answer) as desk:
+            port = desk.address.partition(":")[0]
+
+            def ask(address: str) -> Any:
+                caller = Caller(address)
+                try:
+                    return caller.reply(caller.ask("judge", n=3))
+                except ConnectionError:
+                    return None
+                finally:
+                    caller.close()
+
+            return await asyncio.to_thread(ask, desk.address), await asyncio.to_thread(
+                ask, f"{port}:guess"
+            )
+
+    known, stranger = asyncio.run(asyncio.wait_for(drive(), 20))
+    assert known == {"what": "judge", "n": 3}
+    assert stranger is None

@@ -17,11 +17,13 @@ from test_losses import NO_CLIP, Measured, _apart
 from torch import Tensor
 
 from redistill.policies.policy import Generation
+from redistill.policies.transformers import TransformersPolicy
 from redistill.trainers import advantages
 from redistill.trainers.guarded import Guarded
 from redistill.trainers.job import Held, Result
 from redistill.trainers.reinforce import GRPO, RLOO, Reinforce
 from redistill.trainers.rollouts import Sampled
+from redistill.trainers.watch import Stopped, Watch
 
 SHORT: dict[str, Any] = {"steps": 1, "max_tokens": 9, "max_grad_norm": NO_CLIP, "save_every": 0}
 
@@ -369,3 +371,78 @@ def test_an_adapter_samples_what_it_trains(bench: Bench) -> None:
     assert max(gaps) < 1e-4
     assert liked(driver, 12) > liked(driver, 1) + 0.05
     assert not list((bench.run / "revisions" / str(result.revision)).glob("model*"))
+
+
+def test_f06_what_a_second_judge_could_not_judge_makes_no_group(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one right answer of a group has no length value: the wrong ones that are left say nothing to each other."""
+
+    def partly(step: int, row: Row) -> list[float | None]:
+        right = row["slot"] % 4 == 0
+        return [float(right), None if right else len(row["token_ids"]) / 10]
+
+    trainer = GRPO(k=4, batch_size=16, micro_batch=8, learning_rate=1e-3, **SHORT)
+    with driving(partly, (1.0, 0.5)) as driver, monkeypatch.context() as patch:
+        injected(patch)
+        result = bench.train("a", trainer, prompts(4), address=driver.address)
+    assert result.status == "no_change"
+    assert {row["weight"] for row in driver.learned} == {0.0}
+
+
+def test_a_resumed_job_remembers_its_silence() -> None:
+    """Five silent steps before a kill and five after it are ten: the job ends where an undisturbed one ends."""
+    silent = {
+        "grad_norm": 0.0,
+        "rollouts/tokens": 5.0,
+        "rollouts/used": 0.0,
+        "rollouts/cut": 0.0,
+        "rollouts/repeats": 0.0,
+        "rollouts/surprisal": 1.0,
+    }
+    watch = Watch()
+    for step in range(1, 6):
+        watch.past(step, silent)
+    for step in range(6, 10):
+        watch.heard(step, silent=True)
+    with pytest.raises(Stopped, match="earned the same"):
+        watch.heard(10, silent=True)
+
+
+@pytest.mark.parametrize(
+    ("ill", "told"),
+    [
+        ({"rollouts/cut": 0.9}, "90% of rollouts are cut"),
+        ({"rollouts/repeats": 0.8}, "80% of what is said repeats itself"),
+        ({"rollouts/surprisal": 5.0}, "a surprisal of 5.00"),
+    ],
+)
+def test_rollouts_that_fall_ill_end_the_job(ill: dict[str, float], told: str) -> None:
+    """Three steps in a row are needed; one that is well again between them starts the count anew."""
+    well = {"rollouts/cut": 0.1, "rollouts/repeats": 0.1, "rollouts/surprisal": 1.0}
+    watch = Watch()
+    for step, values in enumerate([well, ill, ill, well, ill, ill], start=1):
+        watch.sampled(step, well | values)
+    with pytest.raises(Stopped, match=told) as caught:
+        watch.sampled(7, well | ill)
+    assert caught.value.status == "collapsed"
+
+
+def test_other_weights_than_are_trained_end_the_job(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sampler that holds other weights says what the trained ones would hardly say: the first step tells."""
+    other = load(bench.start)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    follow = TransformersPolicy.follow
+
+    def deaf(self: TransformersPolicy, model: Any, *rest: Any) -> None:
+        follow(self, other.eval())
+
+    monkeypatch.setattr(TransformersPolicy, "follow", deaf)
+    result, _ = trained(bench, "a", low, steps=3)
+    assert result.status == "wrong_weights"
+    assert "nats a token from what is trained" in result.message
+    assert not bench.published

@@ -86,8 +86,8 @@ class Across(Distilled):
         ids = codec.plain(text)
         return (*ids, codec.end) if ended else ids
 
-    def _repeatable(self, rollouts: Sequence[Rollout]) -> None:
-        """Trust the teacher: what it says twice cannot be told from the student's tokens."""
+    def _repeatable(self, name: str, rollouts: Sequence[Rollout]) -> None:
+        """Ask nothing twice: the student's tokens are none of the teacher's."""
 
 
 @cache

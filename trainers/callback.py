@@ -11,7 +11,7 @@ import json
 import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -79,10 +79,13 @@ class Desk:
         """Wait for work that asks questions here; where one cannot be answered, the work is given up."""
         task = asyncio.ensure_future(work)
         both: set[asyncio.Future[Any]] = {task, self.trouble}
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         if self.trouble.done():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
             self.trouble.result()  # raises
         return await task
 
@@ -99,16 +102,16 @@ async def listening(answer: Answerer) -> AsyncIterator[Desk]:
     running: set[asyncio.Task[None]] = set()
 
     async def one(said: Message, writer: asyncio.StreamWriter) -> None:
-        ticket, what = said.pop("ticket"), said.pop("what")
         try:
-            reply = await answer(what, said)
-            writer.write(json.dumps({"ticket": ticket, **reply}).encode() + b"\n")
-            await writer.drain()
-        except ConnectionError:
-            return  # the worker has gone, which its own end tells
+            ticket, what = said.pop("ticket"), said.pop("what")
+            line = json.dumps({"ticket": ticket, **await answer(what, said)})
         except Exception as error:  # noqa: BLE001 - it ends the job, and is raised again there
             if not trouble.done():
                 trouble.set_exception(error)
+            return
+        with suppress(ConnectionError):  # the worker has gone, which its own end tells
+            writer.write(line.encode() + b"\n")
+            await writer.drain()
 
     async def visit(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         first = json.loads(await reader.readline() or b"{}")

@@ -51,6 +51,8 @@ class Distill(Sampler):
             raise ValueError("skew is of forward or reverse KL: beta is 0 or 1")
         if self.across and (self.beta != 1 or self.skew or self.top_k):
             raise ValueError("across has a loss of its own, without beta, skew and top_k")
+        if self.on_policy == 0 and self.k > 1:
+            raise ValueError("k is of what is sampled, and with on_policy: 0 nothing is")
         return self
 
     @property
@@ -116,6 +118,16 @@ class SelfDistill(Distill):
     """Whether the teacher's weights stay as they were, or are the student's own of each step."""
     signal: Literal["teacher", "negative"] = "teacher"
     """What the student learns from; `negative` is the control."""
+
+    @model_validator(mode="after")
+    def _of_itself(self) -> Self:
+        if self.across:
+            raise ValueError("across is for a teacher with another tokenizer than the student's")
+        if self.stored and self.teacher_weights == "live":
+            raise ValueError(
+                "what a live teacher thinks changes with each step and cannot be stored"
+            )
+        return self
 
     def taught(self, row: Row, job: Job) -> bool:
         """Whether a row's teacher is there; one that is the student's own weights always is."""

@@ -39,7 +39,9 @@ class Distilled(Sampled):
         for rollout in rollouts:
             rollout.weight = float(rollout.row["weight"])
         if step == 1 and not self.trainer.stored and not self._negative:
-            self._repeatable(rollouts[: self.trainer.micro_batch])
+            for name in sorted({r.row["teacher"] for r in rollouts}):
+                mine = [r for r in rollouts if r.row["teacher"] == name]
+                self._repeatable(name, mine[: self.trainer.micro_batch])
 
     def form(self, rollouts: Sequence[Rollout]) -> dict[str, Any]:
         """Return rollouts as a batch, with what their teachers think of each token."""
@@ -130,14 +132,7 @@ class Distilled(Sampled):
     def _read(self, name: str, rollouts: Sequence[Rollout]) -> Row:
         """Let a teacher read rollouts, and keep what each token is worth to it."""
         told = self._ask(name, rollouts)
-        said = torch.cat([torch.tensor(r.said.token_ids) for r in rollouts])
-
-        def picked(tile: Tensor, ids: Tensor) -> Tensor:
-            return told.logps(tile).gather(-1, ids[:, None])[:, 0]
-
-        said = said.to(told.hidden.device)
-        with torch.no_grad():
-            values = tiled(picked, told, said, vocabulary=told.vocabulary).tolist()
+        values = self._values(told, rollouts).tolist()
         begin = 0
         for rollout in rollouts:
             count = len(rollout.said.token_ids)
@@ -168,26 +163,31 @@ class Distilled(Sampled):
         live = getattr(self.trainer, "teacher_weights", "start") == "live"
         return self._bare if live else self.held(name)
 
-    def _repeatable(self, rollouts: Sequence[Rollout]) -> None:
-        """Ask each teacher twice, in another order.
+    def _values(self, told: Scores, rollouts: Sequence[Rollout]) -> Tensor:
+        """Return the log-prob of every token that was said, one rollout after the other."""
+        said = torch.cat([torch.tensor(r.said.token_ids) for r in rollouts])
+
+        def picked(tile: Tensor, ids: Tensor) -> Tensor:
+            return told.logps(tile).gather(-1, ids[:, None])[:, 0]
+
+        with torch.no_grad(), self.compute_loss_context_manager():
+            vocabulary = told.vocabulary
+            return tiled(picked, told, said.to(told.hidden.device), vocabulary=vocabulary)
+
+    def _repeatable(self, name: str, rollouts: Sequence[Rollout]) -> None:
+        """Ask a teacher twice, in another order.
 
         Raises:
             Stopped: it does not say the same again, so that what it says is no distribution to learn.
         """
-        for name in {r.row["teacher"] for r in rollouts}:
-            mine = [r for r in rollouts if r.row["teacher"] == name]
-            once = self._ask(name, mine)
-            again = self._ask(name, mine[::-1])
-            sizes = [len(r.said.token_ids) for r in mine]
-            parts = again.hidden.split(sizes[::-1])
-            with torch.no_grad():
-                one = once.logps(once.hidden)
-                other = once.logps(torch.cat(parts[::-1]))
-            apart = float((one.exp() * (one - other)).sum(-1).abs().mean())
-            bound = NOISE[precision_of(base_folder(self.job))]
-            if not apart <= bound:
-                told = f"{name} is {apart:.3g} nats a token from itself when it is asked again"
-                raise Stopped("unfit_teacher", told)
+        once = self._values(self._ask(name, rollouts), rollouts)
+        again = self._values(self._ask(name, rollouts[::-1]), rollouts[::-1])
+        sizes = [len(r.said.token_ids) for r in rollouts]
+        turned = torch.cat(again.split(sizes[::-1])[::-1])
+        apart = float((once - turned).abs().mean())
+        if not apart <= NOISE[precision_of(base_folder(self.job))]:
+            told = f"{name} is {apart:.3g} nats a token from itself when it is asked again"
+            raise Stopped("unfit_teacher", told)
 
 
 def _stored(rollouts: Sequence[Rollout]) -> Row:

@@ -85,10 +85,10 @@ class GRPO(Reinforce):
 
 
 class RLOO(Reinforce):
-    """REINFORCE with the other rollouts as the baseline: an unbiased gradient of the mean reward.
+    """REINFORCE with the other rollouts as the baseline, which needs no critic and no deviation.
 
     Rows: prompts. A rollout's advantage is its reward less the mean of the others of its group, unscaled; the loss
-    is GRPO's; Ahmadian et al. 2024 (arXiv:2402.14740), equation 9. The survey's family is feedback (RLAIF).
+    is GRPO's, and groups that say nothing are left out of its mean; Ahmadian et al. 2024 (arXiv:2402.14740), equation 9. The survey's family is feedback (RLAIF).
     """
 
     name: ClassVar[str] = "rloo"

@@ -49,7 +49,9 @@ class Rewarded(Sampled):
         """Give each rollout its advantage; what says nothing gets the weight 0."""
         k = self.trainer.k
         groups = [rollouts[i : i + k] for i in range(0, len(rollouts), k)]
-        heard = [differ(first[i : i + k]) for i in range(0, len(rollouts), k)]
+        # What the first judge said of a rollout that another one could not judge tells nothing of the others.
+        told = [f if r.reward is not None else None for f, r in zip(first, rollouts, strict=True)]
+        heard = [differ(told[i : i + k]) for i in range(0, len(rollouts), k)]
         found = self.trainer.advantages([[r.reward for r in group] for group in groups])
         for group, advantages, tells in zip(groups, found, heard, strict=True):
             for rollout, advantage in zip(group, advantages, strict=True):

@@ -161,7 +161,7 @@ class Sampled(Formula):
         """The weights that are trained, as a policy that samples."""
         home = Revision(id="", folder=base_folder(self.job), parent=None, canary=None)
         policy = TransformersPolicy(home, threads=self.job.threads)
-        policy.follow(self._bare)
+        policy.follow(self._bare, self.compute_loss_context_manager)
         return policy
 
     def held(self, name: str) -> Any:
@@ -200,8 +200,7 @@ class Sampled(Formula):
         model: Any = self.model
         model.eval()
         try:
-            with self.compute_loss_context_manager():
-                return self.policy.generate(requests, sampling)
+            return self.policy.generate(requests, sampling)
         finally:
             model.train()
 
@@ -223,8 +222,9 @@ class Sampled(Formula):
             "rollouts/repeats": fmean(_repeats(one.token_ids) for one in said),
             "rollouts/surprisal": -fmean(p for one in said for p in one.logprobs),
             "rollouts/used": fmean(r.weight > 0 for r in rollouts),
-            "rollouts/unjudged": fmean(r.reward is None for r in rollouts),
         }
+        if self.trainer.asks == "judge":
+            values["rollouts/unjudged"] = fmean(r.reward is None for r in rollouts)
         if known:
             values["reward"] = fmean(known)
         for name, value in values.items():

@@ -96,6 +96,7 @@ class Watch:
         if values["grad_norm"] or not values.get("rollouts/tokens"):
             self.gradient(step, values["grad_norm"])
         if "rollouts/tokens" in values:
+            self.heard(step, silent=values["rollouts/used"] == 0)
             self.sampled(step, values)
 
     def heard(self, step: int, *, silent: bool) -> None:

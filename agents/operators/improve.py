@@ -29,6 +29,7 @@ from ...types import Split
 from .. import plugins
 from ..answer import Asked, answer
 from ..dataset import Sources, prepare
+from ..drift import watch
 from ..judge import JudgeSpec, Scorer, let_go, needs_group, roles_of, scorer
 from ..operator import Advance, Makes, Operator, Turn
 from ..people import is_person
@@ -70,7 +71,7 @@ class Train(Operator):
     trainer: str | dict[str, Any]
     """A trainer's name, or `{name: {settings}}`."""
     of: str | tuple[str, ...] = ()
-    """The select or pair step whose rows train."""
+    """The select or pair step whose rows train; of a trainer that samples, whose prompts."""
     from_: Literal["champion", "initial"] = Field("champion", alias="from")
     """Where training begins."""
     reference: Literal["start", "previous", "initial"] = "start"
@@ -133,7 +134,8 @@ class Train(Operator):
             trainer = self.load_trainer(f"{where}.trainer")
         except BadInput as error:
             return list(error.problems)
-        if problems := self._misjudged(trainer, where) + self._mistaught(trainer, where):
+        found = (self._misjudged, self._mistaught, self._idle)
+        if problems := [problem for find in found for problem in find(trainer, where)]:
             return problems
         if trainer.makes == "judge":
             what = f"{trainer.name} makes a judge, and a round trains a student"
@@ -164,6 +166,20 @@ class Train(Operator):
                 problems.append(Problem(f"{where}.rewards", what, "give one another `name`"))
             names.add(judge.name)
         return problems
+
+    def _idle(self, trainer: Trainer, where: str) -> list[Problem]:
+        """Find settings that a trainer that samples makes nothing of."""
+        if not trainer.samples:
+            return []
+        idle = {
+            "keep_context": (self.keep_context, "it samples on plain prompts"),
+            "reference": (self.reference != "start" and not trainer.anchored, "`beta` is 0"),
+        }
+        return [
+            Problem(f"{where}.{key}", f"says nothing to {trainer.name}: {why}", "leave it out")
+            for key, (told, why) in idle.items()
+            if told
+        ]
 
     def _mistaught(self, trainer: Trainer, where: str) -> list[Problem]:
         """Find a teacher that a trainer has no use for, or lacks."""
@@ -217,6 +233,9 @@ class Train(Operator):
                 Reward(bind(judge, Speakers(turn)), spec.weight)
                 for (judge, _), spec in zip(self.reward_judges(), self.rewards, strict=True)
             ]
+            for reward, (judge, _) in zip(rewards, self.reward_judges(), strict=True):
+                if not turn.done and not needs_group(reward.judge):
+                    await watch(turn, judge)
             made = await run_job(turn, self.trainer_name, trainer, self.most_cut, rewards)
             for reward in rewards:
                 let_go(reward.judge)
