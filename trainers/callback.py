@@ -100,6 +100,7 @@ async def listening(answer: Answerer) -> AsyncIterator[Desk]:
     password = secrets.token_hex(16)
     trouble: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     running: set[asyncio.Task[None]] = set()
+    lines: set[asyncio.StreamWriter] = set()
 
     async def one(said: Message, writer: asyncio.StreamWriter) -> None:
         try:
@@ -118,10 +119,12 @@ async def listening(answer: Answerer) -> AsyncIterator[Desk]:
         if not secrets.compare_digest(str(first.get("password", "")), password):
             writer.close()
             return
+        lines.add(writer)
         async for line in reader:
             task = asyncio.create_task(one(json.loads(line), writer))
             running.add(task)
             task.add_done_callback(running.discard)
+        lines.discard(writer)
         writer.close()
 
     server = await asyncio.start_server(visit, _HOST, 0, limit=_LINE)
@@ -132,6 +135,8 @@ async def listening(answer: Answerer) -> AsyncIterator[Desk]:
         server.close()
         for task in running:
             task.cancel()
+        for writer in lines:  # whoever still waits for a reply is told that there will be none
+            writer.close()
         await asyncio.gather(*running, return_exceptions=True)
         if trouble.done() and not trouble.cancelled():
             trouble.exception()  # looked at, or asyncio would complain
