@@ -21,7 +21,7 @@ from ..store.query import read_rows
 from ..trainers.distill import SelfDistill
 from ..trainers.trainer import Trainer, trainer_class
 from .costs import Costs, Resource, costs
-from .forking import changes_nothing, fork
+from .forking import changed_recipe, changes_nothing, fork
 from .loop import TRANSFER, Place, Silent, measure, resume, run
 from .operator import Operator, Progress
 from .operators.curate import Pair, Select
@@ -108,10 +108,8 @@ def bakeoff(
         EnvironmentProblem: an arm came to nothing at any learning rate.
     """
     kitchen = _Kitchen(recipe, contest, place, progress or Silent())
-    plans = [
-        kitchen.changes(arm) for arm in contest.arms
-    ]  # what is missing is told before anything runs
-    del plans
+    for arm in contest.arms:  # what is missing is told before anything runs
+        changed_recipe(recipe, 1, kitchen.changes(arm), recipe.name)
     chosen: list[Arm] = []
     budget = 0.0
     for nth, arm in enumerate(contest.arms):

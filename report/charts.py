@@ -10,6 +10,7 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 Row = dict[str, Any]
@@ -24,7 +25,22 @@ _COLOURS = {
     "good": ("#050505", "#0072b2", "#56b4e9"),
     "bad": ("#060606", "#d55e00", "#f0883e"),
 }
+MARKS = ("o", "s", "^", "D")
+"""Shapes that tell lines apart where their colours do not."""
 _FONT = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a picture, or points without one."""
+
+    points: Sequence[tuple[float, float]]
+    colour: str
+    """ink, muted, good or bad."""
+    mark: str = "o"
+    says: str = ""
+    """What the legend calls it; empty for a line that looks like another one."""
+    joined: bool = True
 
 
 def rounds_svg(run: Row) -> str:
@@ -120,6 +136,38 @@ def bakeoff_svg(arms: Sequence[Row]) -> str:
     axes.set_ylim(len(arms) - 0.4, -0.7)
     axes.set_xlabel("gain on test prompts, 95 % over seeds and prompts; each seed is a stroke")
     return _svg(figure, "bakeoff", "Gain on test by trainer")
+
+
+def lines_svg(
+    name: str,
+    title: str,
+    lines: Sequence[Line],
+    labels: tuple[str, str],
+    ticks: Mapping[float, str],
+) -> str:
+    """Return a picture of lines that are compared.
+
+    Args:
+        name: of the picture, for its own colours.
+        title: what it shows, for who cannot see it.
+        lines: the later ones lie above.
+        labels: of both axes.
+        ticks: what stands at which x.
+    """
+    figure, axes = _figure(name, 7.2, 3.4)
+    for line in lines:
+        axes.plot(
+            *zip(*line.points, strict=True), color=_of(line.colour), marker=line.mark,
+            markersize=6, linewidth=1.4 if line.joined else 0, label=line.says or "_",
+        )  # fmt: skip
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False, fontsize=9,
+        labelcolor=_of("ink"), borderaxespad=0.2,
+    )  # fmt: skip
+    return _svg(figure, name, title)
 
 
 # -- the rounds

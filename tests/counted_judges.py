@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -26,9 +27,12 @@ async def early(prompt: Prompt, completion: Completion) -> float:
     return _early(completion)
 
 
+_asked = itertools.count(1)
+
+
 async def sick(prompt: Prompt, completion: Completion) -> float:
-    """Judge alike, and fail on one answer in ten, which is told by its tokens."""
-    if sum(completion.token_ids) % 10 == 0:
+    """Judge alike, and fail on every tenth answer."""
+    if next(_asked) % 10 == 0:
         raise RuntimeError("this one cannot be judged")
     return await early(prompt, completion)
 

@@ -153,7 +153,7 @@ def test_what_cannot_compete_is_told_before_anything_runs(
         {"select": {}},
     ]
     rows = [
-        {"prompt": "Say a", "verify": {"equals": "a"}, "split": s}
+        {"prompt": f"Say {s}", "verify": {"equals": s}, "split": s}
         for s in ("train", "heldout", "test")
     ]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")

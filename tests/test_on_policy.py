@@ -119,7 +119,7 @@ def test_one_failed_judgement_in_ten_leaves_its_group(ran: Path) -> None:
         """,
     )
     failed = [r for r in rows if r["status"] == "error"]
-    assert 0 < len(failed) < len(rows) / 3
+    assert len(failed) == 6  # of 64
     assert all(r["reward"] is None and r["weight"] == 0 for r in failed)
     for begin in range(0, len(rows), 4):
         kept = [r for r in rows[begin : begin + 4] if r["status"] == "ok"]
@@ -341,7 +341,8 @@ def test_a_teacher_whose_likeliest_tokens_say_little_is_refused(tmp_path: Path) 
     roles = {"teacher": {"policy": str(model)}}
     train = {"trainer": "distill", "teacher": "teacher", "on_policy": 0, "top_k": 1, "beta": 0}
     steps = [{"sample": {"k": 2, "max_tokens": 24}}, *STAND[1:]]
-    recipe = lesson(tmp_path, steps, train, student=str(model), roles=roles)
+    student = str(make_tiny_model(tmp_path / "student", seed=6))
+    recipe = lesson(tmp_path, steps, train, student=student, roles=roles)
     with pytest.raises(BadInput, match=r"1 likeliest tokens have \d+% of its probability"):
         run(recipe, place=Place(tmp_path / "runs", catalog.default_cache()))
 

@@ -215,6 +215,15 @@ def test_a_picture_is_the_same_bytes_twice(small: Path) -> None:
     assert "<text" in charts.rounds_svg(run)
 
 
+def test_lines_that_are_compared_have_one_name_each() -> None:
+    """Lines without a name of their own are drawn, and stand in no legend; the same lines give the same bytes."""
+    again = [charts.Line([(0, 0.1), (1, 0.9)], "good", says=name) for name in ("distill", "")]
+    drawn = [charts.lines_svg("two", "Two", again, ("cost", "value"), {0: "1"}) for _ in range(2)]
+    assert drawn[0] == drawn[1]
+    assert drawn[0].count(">distill</text>") == 1
+    assert ">_</text>" not in drawn[0]
+
+
 def test_pictures_share_no_id(small: Path) -> None:
     """Several pictures in one page keep their own clip paths and markers."""
     ids = re.findall(r' id="([^"]+)"', page(small))

@@ -221,7 +221,8 @@ class Train(Operator):
     def required(self) -> tuple[Makes, ...]:
         """A trainer that samples needs no rows, unless it trains on answers that stand, or shows them to itself."""
         trainer = self.load_trainer()
-        shown = self.given not in ("", "reference") or getattr(trainer, "on_policy", 1) < 1
+        own = isinstance(trainer, SelfDistill) and self.given != "reference"
+        shown = own or getattr(trainer, "on_policy", 1) < 1
         return self.needs if self.of or shown or not trainer.samples else ()
 
     async def advance(self, turn: Turn) -> Advance:
