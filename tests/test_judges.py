@@ -128,6 +128,7 @@ def test_load_builtins_with_and_without_settings() -> None:
     assert judge.load({"random": {"seed": 3, "name": "dice"}}, "w").name == "dice"
     inner = {
         "shuffled", "both_orders", "repeat", "jury", "length_corrected", "calibrated", "cached",
+        "win_rate",
     }  # fmt: skip
     for name in judge.BUILTINS.keys() - inner - {"replay", "reward_model"}:
         assert judge.load(name, "w").name == name
