@@ -42,8 +42,8 @@ def padded(prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> dict[s
     }
 
 
-def logps(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return the log-prob of each answer of a batch, shape (N,)."""
+def token_logps(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the log-prob of each token of the answers of a batch, (N, longest - 1); 0 where there is none."""
     answers = batch["completion_mask"]
     outputs = model(
         input_ids=batch["input_ids"],
@@ -52,8 +52,13 @@ def logps(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
         fused_lm_head=True,
         use_cache=False,
     )
-    total: Tensor = outputs.log_probs[:, -(answers.size(1) - 1) :].sum(1)
-    return total
+    found: Tensor = outputs.log_probs[:, -(answers.size(1) - 1) :]
+    return found
+
+
+def logps(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the log-prob of each answer of a batch, shape (N,)."""
+    return token_logps(model, batch).sum(1)
 
 
 class AnswerSFT(Guarded, SFTTrainer):

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from .advantages import Rewards, combined, differ
+from .answers import token_logps
 from .policy_losses import TokenLogps, counted_as, divergence
-from .rollouts import Rollout, Sampled, answered, gap, token_logps
+from .rollouts import Rollout, Sampled, answered, gap
 
 if TYPE_CHECKING:
     from .reinforce import Reinforce

@@ -18,7 +18,6 @@ from ..policies.revision import Revision
 from ..policies.transformers import TransformersPolicy
 from .answers import Formula, Row, padded
 from .callback import Caller
-from .sharing import IGNORED
 from .weights import base_folder, open_held
 
 if TYPE_CHECKING:
@@ -230,20 +229,6 @@ class Sampled(Formula):
         for name, value in values.items():
             self._metrics["train"][name].append(value)
         self.watch.sampled(step, values)
-
-
-def token_logps(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    """Return the log-prob of each token of the answers of a batch, (N, longest - 1); 0 where there is none."""
-    answers = batch["completion_mask"]
-    outputs = model(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        labels=batch["input_ids"].masked_fill(answers == 0, IGNORED),
-        fused_lm_head=True,
-        use_cache=False,
-    )
-    found: Tensor = outputs.log_probs[:, -(answers.size(1) - 1) :]
-    return found
 
 
 def answered(rollouts: Sequence[Rollout]) -> dict[str, Tensor]:
