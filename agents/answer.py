@@ -83,7 +83,7 @@ async def answer(turn: Turn, role: str, asked: Sequence[Asked], sampling: Sampli
         "completion": [],
         "completion_tokens": [],
         "content": [],
-        "event": [_too_long(turn, a, room) for a in asked if a not in fits],
+        "event": [too_long(turn, a.prompt, room) for a in asked if a not in fits],
     }
     completions = []
     for a, identifier, generation in zip(fits, ids, generations, strict=True):
@@ -195,12 +195,11 @@ def _completion(
     )
 
 
-def _too_long(turn: Turn, asked: Asked, room: int) -> Row:
-    detail = {"prompt_id": asked.prompt.id, "room": room}
+def too_long(turn: Turn, prompt: Prompt, room: int) -> Row:
+    """Return the event of a prompt that leaves no room for an answer; `room` is for its tokens."""
+    detail = {"prompt_id": prompt.id, "room": room}
     return {
-        "id": row_id(
-            "event", kind="too_long", round=turn.round, step=turn.step, prompt=asked.prompt.id
-        ),
+        "id": row_id("event", kind="too_long", round=turn.round, step=turn.step, prompt=prompt.id),
         "round": turn.round,
         "step": turn.step,
         "kind": "too_long",

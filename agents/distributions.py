@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from ..errors import BadInput
 from ..hashing import content_hash
@@ -15,6 +15,9 @@ from ..trainers.distill import SELF
 from .job_files import named
 from .operator import Turn
 from .roles import STUDENT
+
+if TYPE_CHECKING:
+    from ..policies.policy import Teaching
 
 _LEAST_MASS = 0.8
 """Share of a teacher's probability that its likeliest tokens must have, or what is learned is mostly the rest."""
@@ -89,7 +92,10 @@ async def _ask(turn: Turn, name: str, revision: Revision, rows: Sequence[Row], k
     if not rows:
         return found
     which = STUDENT if name == SELF else named(turn, name)[0]
-    policy: Any = await run.cast.hold(which, revision, run.store, turn.round)
+    held = await run.cast.hold(which, revision, run.store, turn.round)
+    policy = cast(
+        "Teaching", held
+    )  # a plugin, which may be none, is refused when the recipe is read
     for begin in range(0, len(rows), _AT_ONCE):
         part = rows[begin : begin + _AT_ONCE]
         pairs = [

@@ -135,7 +135,7 @@ def _held(recipe: Recipe, step: Train) -> int:
     """Return how many models of the student's size a job holds beside what it trains; of others nothing is known yet."""
     trainer = step.load_trainer()
     if isinstance(trainer, SelfDistill):
-        return int(trainer.teacher_weights == "start" and trainer.signal == "teacher")
+        return int(not trainer.live and not trainer.negative)
     teachers = {role for role in step.teachers().values() if role in recipe.roles}
     own = [role for role in teachers if recipe.roles[role].policy == STUDENT]
     return int(trainer.anchored) + (0 if getattr(trainer, "stored", False) else len(own))

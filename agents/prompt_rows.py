@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import BadInput
-from ..hashing import row_id
 from ..policies.revision import Revision
 from ..store.facts import find_completions
-from ..store.store import Row, now
+from ..store.store import Row
 from ..trainers.distill import SELF, Distill, SelfDistill
 from ..trainers.sampling import Sampler
 from ..types import Completion, Message, Prompt, TokenIds
+from .answer import too_long
 from .dataset import Sources
 from .distributions import think
 from .job_files import named, revision_named, write_job
@@ -44,9 +43,9 @@ async def prepare_prompts(turn: Turn, trainer: Sampler, sources: Sources) -> dic
     events: list[Row] = []
     for lesson in lessons:
         row = await _row(turn, lesson)
-        room = turn.run.cast.student.context_length - trainer.row_tokens(row)
-        if room < 0:
-            events.append(_too_long(turn, lesson.prompt, -room))
+        over = trainer.row_tokens(row) - turn.run.cast.student.context_length
+        if over > 0:
+            events.append(too_long(turn, lesson.prompt, len(row["prompt_ids"]) - over))
         else:
             rows.append(row)
     held = _held(turn, trainer, sources, start)
@@ -157,17 +156,5 @@ def _held(turn: Turn, trainer: Sampler, sources: Sources, start: Revision) -> di
         against = sources.reference
         return {"reference": start if against == "start" else revision_named(turn, against)}
     if isinstance(trainer, SelfDistill):
-        wanted = trainer.teacher_weights == "start" and trainer.signal == "teacher"
-        return {SELF: start} if wanted else {}
+        return {} if trainer.live or trainer.negative else {SELF: start}
     return {role: named(turn, role)[1] for role in sorted(set(sources.teachers.values()))}
-
-
-def _too_long(turn: Turn, prompt: Prompt, over: int) -> Row:
-    return {
-        "id": row_id("event", kind="too_long", round=turn.round, step=turn.step, prompt=prompt.id),
-        "round": turn.round,
-        "step": turn.step,
-        "kind": "too_long",
-        "detail": json.dumps({"prompt_id": prompt.id, "over": over}),
-        "created_at": now(),
-    }

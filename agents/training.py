@@ -42,8 +42,7 @@ async def run_job(
         job = Job.read(folder, run.folder)
         rows = pq.read_metadata(job.rows).num_rows
         await run.cast.release()
-        reads = not trainer.samples or getattr(trainer, "on_policy", 1) < 1
-        result = (_too_cut(turn, most_cut) if reads else None) or await _train(
+        result = (_too_cut(turn, most_cut) if trainer.reads else None) or await _train(
             turn, trainer, rows, rewards
         )
         if result.status == "no_space":

@@ -91,7 +91,7 @@ class Policy(Protocol):
         """Hash the tensors that are held now; equals `revision` unless a load went wrong."""
 
 
-class Teaching(Protocol):
+class Teaching(Policy, Protocol):
     """A policy that tells its distributions, so that others can be taught by them."""
 
     def distributions(

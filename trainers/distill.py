@@ -56,6 +56,21 @@ class Distill(Sampler):
         return self
 
     @property
+    def reads(self) -> bool:
+        """Whether some of its answers are the store's."""
+        return self.on_policy < 1
+
+    @property
+    def live(self) -> bool:
+        """Whether the teacher's weights are those that are trained."""
+        return False
+
+    @property
+    def negative(self) -> bool:
+        """Whether no teacher is asked."""
+        return False
+
+    @property
     def stored(self) -> bool:
         """Whether the teacher's distributions are rows, and no teacher is held."""
         return self.on_policy == 0 and self.top_k > 0
@@ -119,11 +134,21 @@ class SelfDistill(Distill):
     signal: Literal["teacher", "negative"] = "teacher"
     """What the student learns from; `negative` is the control."""
 
+    @property
+    def live(self) -> bool:
+        """Whether the teacher's weights are those that are trained."""
+        return self.teacher_weights == "live"
+
+    @property
+    def negative(self) -> bool:
+        """Whether no teacher is asked."""
+        return self.signal == "negative"
+
     @model_validator(mode="after")
     def _of_itself(self) -> Self:
         if self.across:
             raise ValueError("across is for a teacher with another tokenizer than the student's")
-        if self.stored and self.teacher_weights == "live":
+        if self.stored and self.live:
             raise ValueError(
                 "what a live teacher thinks changes with each step and cannot be stored"
             )
@@ -131,5 +156,4 @@ class SelfDistill(Distill):
 
     def taught(self, row: Row, job: Job) -> bool:
         """Whether a row's teacher is there; one that is the student's own weights always is."""
-        here = self.signal == "negative" or (self.teacher_weights == "live" and not self.stored)
-        return here or super().taught(row, job)
+        return self.negative or self.live or super().taught(row, job)

@@ -38,7 +38,7 @@ class Distilled(Sampled):
         """Weigh each rollout as its prompt; what it is worth its teacher says when it is formed."""
         for rollout in rollouts:
             rollout.weight = float(rollout.row["weight"])
-        if step == 1 and not self.trainer.stored and not self._negative:
+        if step == 1 and not self.trainer.stored and not self.trainer.negative:
             for name in sorted({r.row["teacher"] for r in rollouts}):
                 mine = [r for r in rollouts if r.row["teacher"] == name]
                 self._repeatable(name, mine[: self.trainer.micro_batch])
@@ -48,13 +48,13 @@ class Distilled(Sampled):
         batch: dict[str, Any] = answered(rollouts)
         batch["counts"] = batch["completion_mask"].sum(1)
         batch["weights"] = batch["weights"] * batch["counts"]
-        batch["views"] = [] if self._negative else list(self._views(rollouts))
+        batch["views"] = [] if self.trainer.negative else list(self._views(rollouts))
         return batch
 
     def losses(self, model: Any, inputs: dict[str, Any]) -> Tensor:  # noqa: ARG002 - its head is run apart
         """Return each rollout's loss, the mean over the tokens that bear it."""
         student = scores(self._bare, inputs)
-        if self._negative:
+        if self.trainer.negative:
             each = self._rarer(student, inputs)
         else:
             each = torch.zeros(len(student.hidden), device=student.hidden.device)
@@ -65,10 +65,6 @@ class Distilled(Sampled):
         self.note(divergence=each.sum() / inputs["counts"].sum().clamp(min=1))
         means: Tensor = spread.sum(1) / inputs["counts"].clamp(min=1)
         return means
-
-    @property
-    def _negative(self) -> bool:
-        return getattr(self.trainer, "signal", "teacher") == "negative"
 
     @property
     def _vocabulary(self) -> int:
@@ -160,8 +156,7 @@ class Distilled(Sampled):
             model.train(training)
 
     def _teacher(self, name: str) -> Any:
-        live = getattr(self.trainer, "teacher_weights", "start") == "live"
-        return self._bare if live else self.held(name)
+        return self._bare if self.trainer.live else self.held(name)
 
     def _values(self, told: Scores, rollouts: Sequence[Rollout]) -> Tensor:
         """Return the log-prob of every token that was said, one rollout after the other."""

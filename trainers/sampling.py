@@ -51,6 +51,11 @@ class Sampler(Trainer):
         """Rollouts that a prompt gives in one pass."""
         return self.k
 
+    @property
+    def reads(self) -> bool:
+        """It samples its own."""
+        return False
+
     def row_tokens(self, row: Mapping[str, Any]) -> int:
         """Return the tokens of a prompt with the longest rollout."""
         return len(row["prompt_ids"]) + self.max_tokens

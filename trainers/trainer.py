@@ -173,6 +173,11 @@ class Trainer(BaseModel, ABC):
         return 1
 
     @property
+    def reads(self) -> bool:
+        """Whether it trains on answers that stand."""
+        return True
+
+    @property
     def anchored(self) -> bool:
         """Whether the job itself holds the reference, because its rows are not known before."""
         return False

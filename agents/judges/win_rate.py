@@ -19,8 +19,8 @@ class WinRate(Combined):
     """Let a judge that compares rank all samples of a prompt against each other, as a reward of groups.
 
     Each two samples are shown once in each order, and a sample's value is the mean over the others of how far it beats
-    them: 1 for one that beats all, as in RRHF's and RLAIF's rankings (arXiv:2304.05302, arXiv:2309.00267). A comparison that failed
-    is left out; a sample without any is not judged. Its exam is that of the judge inside.
+    them: 1 for one that beats all, as in RRHF's and RLAIF's rankings (arXiv:2304.05302, arXiv:2309.00267). A
+    comparison that failed is left out; a sample without any is not judged. Its exam is that of the judge inside.
     """
 
     name: ColumnName = "win_rate"

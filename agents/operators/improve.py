@@ -184,7 +184,7 @@ class Train(Operator):
     def _mistaught(self, trainer: Trainer, where: str) -> list[Problem]:
         """Find a teacher that a trainer has no use for, or lacks."""
         own = isinstance(trainer, SelfDistill)
-        control = own and getattr(trainer, "signal", "") == "negative"
+        control = isinstance(trainer, SelfDistill) and trainer.negative
         wants = {"teacher": trainer.asks == "teacher" and not own, "given": own and not control}
         hints = {
             "teacher": "name a role: `teacher: helper`",
@@ -222,8 +222,7 @@ class Train(Operator):
         """A trainer that samples needs no rows, unless it trains on answers that stand, or shows them to itself."""
         trainer = self.load_trainer()
         own = isinstance(trainer, SelfDistill) and self.given != "reference"
-        shown = own or getattr(trainer, "on_policy", 1) < 1
-        return self.needs if self.of or shown or not trainer.samples else ()
+        return self.needs if self.of or own or trainer.reads else ()
 
     async def advance(self, turn: Turn) -> Advance:
         """First freeze the training rows, then run the job: two super-steps."""
