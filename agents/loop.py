@@ -92,13 +92,23 @@ def prepare(recipe: Recipe, place: Place) -> Path:
 
 def resume(folder: Path, *, place: Place | None = None, progress: Progress | None = None) -> Path:
     """Go on with a run where it stopped; a finished one changes nothing."""
+    return run(
+        _recipe_of(folder), place=Place(folder.parent, (place or Place()).cache), progress=progress
+    )
+
+
+def _recipe_of(folder: Path) -> Recipe:
+    """Return the recipe of a run.
+
+    Raises:
+        BadInput: the folder holds none.
+    """
     file = folder / RECIPE
     if not file.exists():
         raise BadInput.at("", f"{folder} holds no run", "`redistill list runs` shows what is there")
     recipe = load_recipe(file.read_text("utf-8"), str(file), base=folder)
     # A folder that was renamed or copied is the run; its recipe still has the old name.
-    recipe = recipe.model_copy(update={"name": folder.name})
-    return run(recipe, place=Place(folder.parent, (place or Place()).cache), progress=progress)
+    return recipe.model_copy(update={"name": folder.name})
 
 
 def measure(folder: Path, revision: str, *, place: Place, progress: Progress | None = None) -> None:
@@ -106,8 +116,7 @@ def measure(folder: Path, revision: str, *, place: Place, progress: Progress | N
 
     For comparisons of whole runs, after everything has been chosen: nothing in a run reads what is found.
     """
-    recipe = load_recipe((folder / RECIPE).read_text("utf-8"), str(folder / RECIPE), base=folder)
-    recipe = recipe.model_copy(update={"name": folder.name})
+    recipe = _recipe_of(folder)
     plan = prepared(recipe, place)
 
     async def walk(run: RunContext) -> None:

@@ -98,9 +98,10 @@ class Rollouts:
         """Store rollouts as completions, and return them with their prompts."""
         found: list[tuple[Prompt, Completion]] = []
         rows: Rows = {"completion": [], "completion_tokens": [], "content": []}
-        for said in told["rollouts"]:
+        for said, (identifier, attempt, known) in zip(
+            told["rollouts"], self._named(told), strict=True
+        ):
             place = told["step"], said["slot"]
-            identifier, attempt, known = self._named(place, said)
             self._ids[place] = identifier
             prompt = self._prompts[said["prompt_id"]]
             found.append((prompt, _completion(identifier, said)))
@@ -117,30 +118,50 @@ class Rollouts:
             self._commit(rows, f"{self._turn.step}:said:{named}", chunk, 0.0)
         return found
 
-    def _named(self, place: Place, said: Row) -> tuple[str, int, bool]:
-        """Return a rollout's id, its attempt, and whether it stands in the store.
+    def _named(self, told: Message) -> list[tuple[str, int, bool]]:
+        """Return each rollout's id, its attempt, and whether it stands in the store.
 
         A machine that computes otherwise may say something else when a job goes on: that is another attempt.
         """
-        turn, attempt = self._turn, 0
-        while True:
-            identifier = row_id(
-                "completion",
-                run=turn.run.key,
-                round=turn.round,
-                step=turn.step,
-                parents=[said["prompt_id"]],
-                optimizer_step=place[0],
-                slot=place[1],
-                attempt=attempt,
-            )
-            known = turn.run.store.rows(
-                "SELECT payload_hash FROM completion WHERE round = ? AND id = ?",
-                [turn.round, identifier],
-            )
-            if not known or known[0]["payload_hash"] == _payload(said):
-                return identifier, attempt, bool(known)
+        found: dict[int, tuple[str, int, bool]] = {}
+        attempt = 0
+        while len(found) < len(told["rollouts"]):
+            ids = {
+                n: self._id(told["step"], said, attempt)
+                for n, said in enumerate(told["rollouts"])
+                if n not in found
+            }
+            stored = self._payloads(list(ids.values()))
+            for n, identifier in ids.items():
+                there = stored.get(identifier)
+                if there is None or there == _payload(told["rollouts"][n]):
+                    found[n] = identifier, attempt, there is not None
             attempt += 1
+        return [found[n] for n in range(len(found))]
+
+    def _id(self, step: int, said: Row, attempt: int) -> str:
+        turn = self._turn
+        return row_id(
+            "completion",
+            run=turn.run.key,
+            round=turn.round,
+            step=turn.step,
+            parents=[said["prompt_id"]],
+            optimizer_step=step,
+            slot=said["slot"],
+            attempt=attempt,
+        )
+
+    def _payloads(self, ids: Sequence[str]) -> dict[str, str]:
+        """Return the payload hashes of those completions that stand in the store."""
+        rows = self._turn.run.store.rows(
+            """
+            SELECT id::VARCHAR AS id, payload_hash FROM completion
+            WHERE round = ? AND list_contains(?, id::VARCHAR)
+            """,
+            [self._turn.round, list(ids)],
+        )
+        return {row["id"]: row["payload_hash"] for row in rows}
 
     def _row(self, place: Place, prompt: Prompt, said: Row) -> Row:
         return {
