@@ -6,9 +6,12 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from redistill.trainers.guarded import Guarded
 from redistill.trainers.rows import RowsKind, rows_table, write_rows
 from redistill.trainers.trainer import Job, Result, Trainer, run_job
 
@@ -51,6 +54,21 @@ class Bench:
         address = fields.pop("address", "")
         folder = self.job(name, trainer, trainer.rows, rows, **fields)
         return run_job(folder, self.run, self.events.append, address)
+
+
+def watched_gradient(patch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    """Return a dictionary that gets each step's gradient, by parameter, before the optimiser takes it."""
+    gradient: dict[str, Tensor] = {}
+    whole = Guarded._get_grad_norm
+
+    def spy(self: Guarded, *args: Any, **kwargs: Any) -> Any:
+        for name, parameter in self.model.named_parameters():  # type: ignore[union-attr]
+            if parameter.grad is not None:
+                gradient[name] = parameter.grad.detach().clone()
+        return whole(self, *args, **kwargs)
+
+    patch.setattr(Guarded, "_get_grad_norm", spy)
+    return gradient
 
 
 def load(folder: Path) -> Any:

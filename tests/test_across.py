@@ -14,7 +14,7 @@ import torch
 from drivers import driving
 from hypothesis import given
 from hypothesis import strategies as st
-from jobs import Bench, load
+from jobs import Bench, load, watched_gradient
 from test_distilled import SHORT, quiet
 from test_losses import Measured, _apart
 from test_on_policy import lesson
@@ -30,7 +30,6 @@ from redistill.store.query import read_rows
 from redistill.testing.tiny import make_tiny_model
 from redistill.trainers.across import _codec_of, aligned, begins
 from redistill.trainers.distill import Distill
-from redistill.trainers.guarded import Guarded
 from redistill.trainers.job import Held
 
 PAIRS = ["".join(two) for two in itertools.product(string.ascii_lowercase, repeat=2)]
@@ -99,20 +98,12 @@ def test_the_loss_by_hand(bench: Bench, foreign: Path, monkeypatch: pytest.Monke
         }
         for n, text in enumerate(texts)
     ]
-    gradient: dict[str, Tensor] = {}
-    whole = Guarded._get_grad_norm
-
-    def spy(self: Guarded, *args: Any, **kwargs: Any) -> Any:
-        for name, parameter in self.model.named_parameters():  # type: ignore[union-attr]
-            if parameter.grad is not None:
-                gradient[name] = parameter.grad.detach().clone()
-        return whole(self, *args, **kwargs)
 
     def say(self: Sampled, step: int, slots: Sequence[tuple[int, Any]]) -> list[Generation]:
         ids = [said[int(row["id"][1:])] for _, row in slots]
         return [Generation("", one, tuple(-1.0 for _ in one), "stop") for one in ids]
 
-    monkeypatch.setattr(Guarded, "_get_grad_norm", spy)
+    gradient = watched_gradient(monkeypatch)
     monkeypatch.setattr(Sampled, "_generate", say)
     held = {"teacher": Held(folder=foreign, revision=fingerprint_model(load(foreign)))}
     trainer = Distill(across=True, batch_size=2, micro_batch=1, **SHORT)

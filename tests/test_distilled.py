@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from drivers import Driver, Row, driving
-from jobs import Bench, load, prompts
+from jobs import Bench, load, prompts, watched_gradient
 from test_losses import NO_CLIP, Measured, _apart
 from torch import Tensor
 
@@ -19,7 +19,6 @@ from redistill.policies.revision import Revision, fingerprint_model
 from redistill.policies.transformers import TransformersPolicy
 from redistill.trainers import heads
 from redistill.trainers.distill import SELF, Distill, SelfDistill
-from redistill.trainers.guarded import Guarded
 from redistill.trainers.job import Held, Result
 from redistill.trainers.rollouts import Sampled
 
@@ -64,15 +63,7 @@ def measure(
     bench: Bench, patch: pytest.MonkeyPatch, trainer: Distill, rows: list[Row], **fields: Any
 ) -> tuple[Measured, Said, Driver]:
     """Run one optimiser step on made-up rollouts, and keep its loss and gradient."""
-    gradient: dict[str, Tensor] = {}
     said: Said = []
-    whole = Guarded._get_grad_norm
-
-    def spy(self: Guarded, *args: Any, **kwargs: Any) -> Any:
-        for name, parameter in self.model.named_parameters():  # type: ignore[union-attr]
-            if parameter.grad is not None:
-                gradient[name] = parameter.grad.detach().clone()
-        return whole(self, *args, **kwargs)
 
     def say(self: Sampled, step: int, slots: Sequence[tuple[int, Row]]) -> list[Generation]:
         found = []
@@ -84,7 +75,7 @@ def measure(
         return found
 
     with patch.context() as here, driving(quiet) as driver:
-        here.setattr(Guarded, "_get_grad_norm", spy)
+        gradient = watched_gradient(here)
         here.setattr(Sampled, "_generate", say)
         result = bench.train(
             f"m{trainer.micro_batch}{len(bench.events)}",

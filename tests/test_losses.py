@@ -11,12 +11,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from jobs import Bench, Row, answers, labelled, load, pairs
+from jobs import Bench, Row, answers, labelled, load, pairs, watched_gradient
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from redistill.trainers import losses
-from redistill.trainers.guarded import Guarded
 from redistill.trainers.losses import PairLogps
 from redistill.trainers.preference import DPO, KTO, ORPO, TPO, Preference, SimPO
 from redistill.trainers.reward import Reward
@@ -195,18 +194,9 @@ def measure(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, case: Case, rows: list[Row], micro: int
 ) -> Measured:
     """Run a job of one step, and keep its loss and its gradient before the optimiser takes it."""
-    gradient: dict[str, Tensor] = {}
-    whole = Guarded._get_grad_norm
-
-    def spy(self: Guarded, *args: Any, **kwargs: Any) -> Any:
-        for name, parameter in self.model.named_parameters():  # type: ignore[union-attr]
-            if parameter.grad is not None:
-                gradient[name] = parameter.grad.detach().clone()
-        return whole(self, *args, **kwargs)
-
     trainer = case.trainer.model_copy(update={"batch_size": len(rows), "micro_batch": micro})
     with monkeypatch.context() as patch:
-        patch.setattr(Guarded, "_get_grad_norm", spy)
+        gradient = watched_gradient(patch)
         result = bench.train(f"m{micro}", trainer, rows)
     assert result.status == "trained", result.message
     loss = next(m["value"] for m in result.metrics if m["name"] == "loss")

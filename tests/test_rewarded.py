@@ -12,14 +12,13 @@ import torch
 from drivers import Driver, Row, driving
 from hypothesis import given
 from hypothesis import strategies as st
-from jobs import Bench, first, load, prompts
+from jobs import Bench, first, load, prompts, watched_gradient
 from test_losses import NO_CLIP, Measured, _apart
 from torch import Tensor
 
 from redistill.policies.policy import Generation
 from redistill.policies.transformers import TransformersPolicy
 from redistill.trainers import advantages
-from redistill.trainers.guarded import Guarded
 from redistill.trainers.job import Held, Result
 from redistill.trainers.reinforce import GRPO, RLOO, Reinforce
 from redistill.trainers.rollouts import Sampled
@@ -94,17 +93,8 @@ def measure(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, trainer: Reinforce, script: Any, **fields: Any
 ) -> tuple[Measured, list[tuple[list[int], Generation]], Driver]:
     """Run one optimiser step on made-up rollouts, and keep its loss and gradient."""
-    gradient: dict[str, Tensor] = {}
-    whole = Guarded._get_grad_norm
-
-    def spy(self: Guarded, *args: Any, **kwargs: Any) -> Any:
-        for name, parameter in self.model.named_parameters():  # type: ignore[union-attr]
-            if parameter.grad is not None:
-                gradient[name] = parameter.grad.detach().clone()
-        return whole(self, *args, **kwargs)
-
     with monkeypatch.context() as patch, driving(script) as driver:
-        patch.setattr(Guarded, "_get_grad_norm", spy)
+        gradient = watched_gradient(patch)
         kept = injected(patch)
         result = bench.train(
             f"m{trainer.micro_batch}", trainer, prompts(4), address=driver.address, **fields
