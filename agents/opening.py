@@ -24,11 +24,13 @@ from ..policies.address import is_remote
 from ..policies.policy import Policy
 from ..policies.precision import Precision
 from ..policies.revision import Revision
+from ..policies.vllm import check_vllm
 from ..store import facts
 from ..store.store import FILE, Row, Store, now
 from ..trainers.worker import Worker
 from . import plugins
 from .cast import Cast
+from .engines import open_engine
 from .fitting import settled
 from .forgotten import refuse_forgotten
 from .gating import admission_rows, check_judges
@@ -123,6 +125,8 @@ def _check_models(recipe: Recipe, cache: Path) -> None:
     for spec in {recipe.student, *(r.policy for r in recipe.roles.values() if r.policy != STUDENT)}:
         if not catalog.is_plugin(spec) and not is_remote(spec):
             catalog.check(spec, cache)
+    if recipe.execution.sampler == "vllm":
+        check_vllm()
     Servers(recipe.roles)  # finds a key that is not there
     for stage in recipe.stages:
         for step in stage.steps:
@@ -260,12 +264,21 @@ def _open_policy(plan: Plan, spec: str) -> tuple[Revision, Policy]:
     if catalog.is_plugin(spec):
         kind = plugins.find("policies", spec, {}, "student")
         return kind.initial(plan.cache), kind()
-    from ..policies.transformers import TransformersPolicy
-
-    assert plan.recipe.precision != "auto"
-    model = catalog.resolve(spec, cache=plan.cache, precision=plan.recipe.precision)
-    threads = plan.recipe.execution.threads
-    return model.revision, TransformersPolicy(model.revision, threads=threads)
+    recipe = plan.recipe
+    assert recipe.precision != "auto"
+    model = catalog.resolve(spec, cache=plan.cache, precision=recipe.precision)
+    execution, of_student = recipe.execution, spec == recipe.student
+    adapters = [t.rank for t in recipe.trainers() if t.weights != "full"] if of_student else []
+    policy = open_engine(
+        model.revision,
+        execution.sampler,
+        # Only the student's weights change, and engines of others that stayed up would be in its way.
+        execution.vllm if of_student else execution.vllm.model_copy(update={"stays": False}),
+        threads=execution.threads,
+        rank=max(adapters, default=0),
+        log=plan.folder / "engine.log",
+    )
+    return model.revision, policy
 
 
 def adopt(revision: Revision, revisions: Path) -> None:

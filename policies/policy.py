@@ -101,6 +101,18 @@ class Teaching(Policy, Protocol):
 
 
 @runtime_checkable
+class Engined(Protocol):
+    """A policy whose weights are in a process of its own."""
+
+    @property
+    def engine(self) -> str:
+        """The engine's name and version."""
+
+    def close(self) -> None:
+        """End the process."""
+
+
+@runtime_checkable
 class Legible(Protocol):
     """What a policy with a tokenizer and a template also tells; one that does not is taken at its word."""
 
