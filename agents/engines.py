@@ -37,6 +37,14 @@ def check_engine(sampler: SamplerName, options: Vllm) -> list[Problem]:
     return [Problem("execution.vllm", what, "say `sampler: vllm`, or leave it out")]
 
 
+def unfit_for_engine(sampler: SamplerName, precision: str) -> Problem | None:
+    """Say why an engine cannot hold what a run samples with, or nothing."""
+    if sampler == "vllm" and precision == "nf4":
+        hint = "use the sampler transformers, or another precision"
+        return Problem("execution.sampler", "vllm is given no weights in four bits here", hint)
+    return None
+
+
 def open_engine(
     revision: Revision,
     sampler: SamplerName,

@@ -30,7 +30,7 @@ from ..store.store import FILE, Row, Store, now
 from ..trainers.worker import Worker
 from . import plugins
 from .cast import Cast
-from .engines import open_engine
+from .engines import open_engine, unfit_for_engine
 from .fitting import settled
 from .forgotten import refuse_forgotten
 from .gating import admission_rows, check_judges
@@ -75,6 +75,8 @@ def prepared(recipe: Recipe, place: Place) -> Plan:
     prompts = load_prompts(recipe.prompts, recipe.base, recipe.seed)
     precision = _begun(recipe, folder) or settled(recipe, prompts, place.cache)
     recipe = recipe.model_copy(update={"precision": precision})
+    if problem := unfit_for_engine(recipe.execution.sampler, precision):
+        raise BadInput(problem)
     stagings = {name: Staging(name, role, recipe.base) for name, role in recipe.roles.items()}
     if unfit := check_judges(recipe, folder):
         raise BadInput(*unfit)

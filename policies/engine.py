@@ -47,6 +47,7 @@ class Engine:
         self._live: Any = None
         """vLLM's own name for the adapter, where it is not merged."""
         self._adapters = 0
+        self._step_by_step = False
 
     def open(
         self, folder: str, dtype: str, cache_gib: float | None, adapter_rank: int
@@ -63,11 +64,15 @@ class Engine:
             max_logprobs=-1,
             max_model_len=-1,  # as long as the model and the cache allow
             seed=0,
+            # Else a small model may fill an answer that must be JSON with spaces, to its last token.
+            structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
             **_of_the_device(cache_gib),
             **_adapters(adapter_rank),
         )
         self._folder = folder
-        [first] = self.generate([[1, 1]], [0], {"temperature": 0.0, "max_tokens": 1}, [])
+        # What vLLM has for adapters on a CPU breaks off at the log-probs of a prompt, with an adapter or without.
+        self._step_by_step = adapter_rank > 0 and _on_cpu()
+        [first] = self.generate([[1, 1]], [0], {"temperature": 0.0, "max_tokens": 1}, [], [None])
         config = self._llm.llm_engine.vllm_config
         return {
             "version": vllm.__version__,
@@ -87,12 +92,18 @@ class Engine:
         self._forget_prefixes()
 
     def generate(
-        self, prompts: list[Ids], seeds: list[int], sampling: Mapping[str, Any], stops: Ids
+        self,
+        prompts: list[Ids],
+        seeds: list[int],
+        sampling: Mapping[str, Any],
+        stops: Ids,
+        schemas: list[Mapping[str, Any] | None],
     ) -> list[dict[str, Any]]:
         """Answer each prompt: the ids, end token included, their raw log-probs, and whether it ended."""
+        usual = {**sampling, "stop_token_ids": stops, "ignore_eos": True, "logprobs": 0}
         told = [
-            self._params(**sampling, seed=seed, stop_token_ids=stops, ignore_eos=True, logprobs=0)
-            for seed in seeds
+            self._params(**usual, seed=seed, structured_outputs=_held_to(schema))
+            for seed, schema in zip(seeds, schemas, strict=True)
         ]
         answers = [answer.outputs[0] for answer in self._ask(prompts, told)]
         return [
@@ -109,7 +120,7 @@ class Engine:
 
     def score(self, prompts: list[Ids], completions: list[Ids]) -> list[list[float]]:
         """Return the raw log-probs of each completion's tokens."""
-        if self._live is not None and _on_cpu():
+        if self._step_by_step:
             return self._score_step_by_step(prompts, completions)
         # The last token is asked for as an answer, because vLLM keeps room for one.
         asked = [p + c[:-1] for p, c in zip(prompts, completions, strict=True)]
@@ -138,26 +149,25 @@ class Engine:
         self, prompts: list[Ids], completions: list[Ids], k: int
     ) -> list[tuple[list[Ids], list[list[float]]]]:
         """Return the `k` likeliest tokens at each place of each completion, and their raw log-probs."""
-        asked = [p + c[:-1] for p, c in zip(prompts, completions, strict=True)]
-        told = [self._params(max_tokens=1, prompt_logprobs=k, logprobs=k) for _ in asked]
-        found = []
-        for p, c, answer in zip(prompts, completions, self._ask(asked, told), strict=True):
-            places = [place for _, place in _read(p, c, answer)] + [answer.outputs[0].logprobs[0]]
-            best = [sorted(place.items(), key=lambda item: item[1].rank)[:k] for place in places]
-            found.append(
-                (
-                    [[token for token, _ in place] for place in best],
-                    [[said.logprob for _, said in place] for place in best],
-                )
+        best = [
+            [sorted(place.items(), key=lambda item: item[1].rank)[:k] for place in places]
+            for places in self._thoughts(prompts, completions, k)
+        ]
+        return [
+            (
+                [[token for token, _ in place] for place in places],
+                [[said.logprob for _, said in place] for place in places],
             )
-        return found
+            for places in best
+        ]
 
     def held(self) -> str:
         """Return the revision of the files that were loaded; empty where a tensor that can be seen is not theirs."""
         merged = self._adapter if self._live is None else ""
         tensors, _ = read_tensors(self._folder, merged)
         seen = dict(self._llm.apply_model(_parameters)[0])
-        shown = {name: seen[name] for name in tensors.keys() & seen.keys()}
+        kept = [name for name, t in tensors.items() if t.dim() == 1 or name == EMBEDDINGS]
+        shown = {name: seen[name] for name in kept if name in seen}
         # vLLM fills the vocabulary up to a round number.
         same = all(t[: len(tensors[n])].cpu().equal(tensors[n]) for n, t in shown.items())
         return read_tensors(self._folder, self._adapter)[1] if shown and same else ""
@@ -198,15 +208,41 @@ class Engine:
             )
         )
 
-    def _score_step_by_step(self, prompts: list[Ids], completions: list[Ids]) -> list[list[float]]:
-        """Score with an adapter: on a CPU, vLLM's kernel for that cannot give log-probs of a prompt."""
-        places = [
-            (p + c[:i], c[i])
-            for p, c in zip(prompts, completions, strict=True)
-            for i in range(len(c))
+    def _thoughts(
+        self, prompts: list[Ids], completions: list[Ids], k: int
+    ) -> list[list[Mapping[int, Any]]]:
+        """Return what the engine has at each place of each completion: its likeliest tokens by id."""
+        if self._step_by_step:
+            places = _places(prompts, completions)
+            told = [self._params(max_tokens=1, logprobs=k) for _ in places]
+            said = iter(self._ask([ids for ids, _ in places], told))
+            return [[next(said).outputs[0].logprobs[0] for _ in c] for c in completions]
+        asked = [p + c[:-1] for p, c in zip(prompts, completions, strict=True)]
+        told = [self._params(max_tokens=1, prompt_logprobs=k, logprobs=k) for _ in asked]
+        return [
+            [*(place for _, place in _read(p, c, answer)), answer.outputs[0].logprobs[0]]
+            for p, c, answer in zip(prompts, completions, self._ask(asked, told), strict=True)
         ]
+
+    def _score_step_by_step(self, prompts: list[Ids], completions: list[Ids]) -> list[list[float]]:
+        """Score as when answering, each token after those before it."""
+        places = _places(prompts, completions)
         said = iter(self.first([ids for ids, _ in places], [[token] for _, token in places]))
         return [[next(said)[0] for _ in c] for c in completions]
+
+
+def _held_to(schema: Mapping[str, Any] | None) -> Any:
+    if schema is None:
+        return None
+    from vllm.sampling_params import StructuredOutputsParams
+
+    return StructuredOutputsParams(json=dict(schema))
+
+
+def _places(prompts: list[Ids], completions: list[Ids]) -> list[tuple[Ids, int]]:
+    """Return every token of the completions with all that stands before it."""
+    both = zip(prompts, completions, strict=True)
+    return [(p + c[:i], c[i]) for p, c in both for i in range(len(c))]
 
 
 def _read(prompt: Ids, completion: Ids, answer: Any) -> Iterator[tuple[int, Mapping[int, Any]]]:

@@ -110,9 +110,14 @@ class VllmPolicy(Wording):
         """
         prompts = [r.prompt_ids for r in requests]
         self.check_room(prompts, sampling.max_tokens)
-        seeds, stops = [r.seed for r in requests], sorted(self.stop_ids)
-        told = asdict(sampling)
-        said = self._ask("generate", prompts=prompts, seeds=seeds, sampling=told, stops=stops)
+        said = self._ask(
+            "generate",
+            prompts=prompts,
+            seeds=[r.seed for r in requests],
+            sampling=asdict(sampling),
+            stops=sorted(self.stop_ids),
+            schemas=[None if r.schema is None else dict(r.schema) for r in requests],
+        )
         return [
             Generation(
                 text=self._codec.decode(answer["ids"]),
@@ -225,8 +230,7 @@ class VllmPolicy(Wording):
         check_vllm()
         precision = precision_of(folder)
         if precision == "nf4":
-            told = "the sampler vllm holds no weights in four bits"
-            raise BadInput.at("precision", told, "use `sampler: transformers`")
+            raise BadInput.at(str(folder), "vllm is given no weights in four bits here")
         self._process.start()
         question = {
             "do": "open",

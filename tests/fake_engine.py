@@ -45,7 +45,7 @@ class FakeEngine(Engine):
         self.policy.load(Revision.read(Path(adapter or folder)))
 
     def generate(
-        self, prompts: list[Ids], seeds: list[int], sampling: Any, stops: Ids
+        self, prompts: list[Ids], seeds: list[int], sampling: Any, stops: Ids, schemas: Any
     ) -> list[dict[str, Any]]:
         """Answer with what is held."""
         if os.environ.get(FAULT) == "mortal":

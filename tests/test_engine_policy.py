@@ -11,19 +11,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 import pytest
 from fake_engine import FAULT
 
-from redistill.errors import EnvironmentProblem
-from redistill.policies import vllm
+from redistill.agents import opening
+from redistill.agents.loop import Place, run
+from redistill.agents.opening import prepared
+from redistill.agents.recipe import load_recipe
+from redistill.errors import BadInput, EnvironmentProblem
+from redistill.policies import catalog, vllm
 from redistill.policies.policy import Request, Sampling
 from redistill.policies.proof import prove
 from redistill.policies.revision import Revision
 from redistill.policies.transformers import TransformersPolicy
 from redistill.policies.vllm import EngineSettings, VllmPolicy
+from redistill.store.query import read_rows
 from redistill.testing.tiny import make_tiny_revision
 
 FAKE = EngineSettings(module="fake_engine", stays=True)
@@ -40,7 +47,8 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> tuple[Revision, Revision
 
 @pytest.fixture(autouse=True)
 def _as_if_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm, "check_vllm", lambda: None)
+    for module in (vllm, opening):
+        monkeypatch.setattr(module, "check_vllm", lambda: None)
 
 
 @pytest.fixture
@@ -196,3 +204,89 @@ time.sleep(600)
     while engine.is_running() and engine.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "the engine goes on without its parent"
         time.sleep(0.05)
+
+
+RECIPE = """
+name: fast
+student: tiny
+prompts: {file: "redistill:tiny.jsonl", per_round: 8}
+round:
+  - sample:   {k: 2, max_tokens: 44}
+  - score:    {judge: verifier}
+  - select:   {where: verifier = 1}
+  - train:    {trainer: sft, steps: 1}
+  - evaluate: {judge: verifier, max_tokens: 44}
+  - gate
+"""
+
+
+def test_a_recipe_says_which_engine_samples_and_no_id_depends_on_it() -> None:
+    """The sampler is of the execution: the run's key stays, and what is usual is not written out."""
+    plain = load_recipe(RECIPE, "r.yaml", base=Path())
+    fast = load_recipe(
+        RECIPE + "execution: {sampler: vllm, vllm: {cache_gib: 2}}", "r.yaml", base=Path()
+    )
+    assert fast.key == plain.key
+    assert plain.resolved()["execution"] == {"threads": None}
+    assert load_recipe(fast.to_yaml(), "again.yaml", base=Path()).execution == fast.execution
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (
+            "execution: {vllm: {cache_gib: 2}}",
+            "execution.vllm: says nothing to the sampler transformers",
+        ),
+        ("execution: {sampler: vllm, vllm: {cache_gib: 0}}", "execution.vllm.cache_gib"),
+        ("execution: {sampler: sglang}", "execution.sampler"),
+    ],
+)
+def test_a_recipe_with_a_useless_engine_is_refused(more: str, told: str) -> None:
+    """Settings of an engine that is not used, or that no engine can have, are found at load."""
+    with pytest.raises(BadInput, match=told):
+        load_recipe(RECIPE + more, "r.yaml", base=Path())
+
+
+def test_four_bits_are_refused_before_a_model_loads(tmp_path: Path) -> None:
+    """The precision that a run would have is known before anything starts."""
+    more = "precision: nf4\nexecution: {sampler: vllm}"
+    text = RECIPE.replace("trainer: sft,", "trainer: sft, weights: qlora,") + more
+    recipe = load_recipe(text, "r.yaml", base=tmp_path)
+    with pytest.raises(BadInput, match="no weights in four bits"):
+        prepared(recipe, Place(tmp_path / "runs", catalog.default_cache()))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")
+def test_an_engine_that_is_not_installed_is_told_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line says how to get it."""
+    monkeypatch.undo()
+    recipe = load_recipe(RECIPE + "execution: {sampler: vllm}", "r.yaml", base=tmp_path)
+    with pytest.raises(EnvironmentProblem, match=r"pip install 'redistill\[vllm\]'"):
+        prepared(recipe, Place(tmp_path / "runs", tmp_path / "cache"))
+
+
+def test_a_round_is_sampled_by_an_engine_in_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole round through it gives the answers of a round in this process; no process is left."""
+    monkeypatch.setattr(vllm, "EngineSettings", partial(EngineSettings, module="fake_engine"))
+    place = Place(tmp_path / "runs", catalog.default_cache())
+    asked = """
+        SELECT c.id, a.answer, a.verifier, c.revision FROM completion c JOIN answers a ON a.id = c.id ORDER BY c.id
+    """
+    found = []
+    for name, more in (("plain", ""), ("fast", "execution: {sampler: vllm}")):
+        text = (RECIPE + more).replace("name: fast", f"name: {name}")
+        folder = run(load_recipe(text, "r.yaml", base=tmp_path), place=place)
+        found.append(read_rows(folder, asked))
+        engines = read_rows(
+            folder, "SELECT DISTINCT detail->>'engine' AS e FROM event WHERE kind = 'canary'"
+        )
+        assert [row["e"] for row in engines] == ["vllm 0" if more else "transformers"]
+    assert found[0] == found[1]
+    assert len(found[0]) > 16
+    assert not [p for p in psutil.Process().children() if "fake_engine" in " ".join(p.cmdline())]

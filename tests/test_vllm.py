@@ -5,6 +5,7 @@ Run by `make test-vllm`, in an environment that has vLLM.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -134,6 +135,25 @@ def test_log_probs_are_raw_whatever_is_drawn_from(pair: Pair) -> None:
     [said] = fast.generate([Request(PROMPTS[0], 3)], Sampling(1.7, 0.8, 5, 12))
     [scored] = plain.score([(PROMPTS[0], said.token_ids)])
     assert said.logprobs == pytest.approx(scored, abs=BOUND)
+
+
+def test_an_answer_is_held_to_a_schema(pair: Pair) -> None:
+    """A random model answers with JSON of the schema's shape, each time, beside one that is held to nothing."""
+    fast, _ = pair
+    schema = {
+        "type": "object",
+        "properties": {"better": {"enum": ["A", "B"]}, "sure": {"type": "boolean"}},
+        "required": ["better", "sure"],
+        "additionalProperties": False,
+    }
+    asked = [Request(PROMPTS[0], seed, schema) for seed in range(6)] + [Request(PROMPTS[0], 6)]
+    *held, free = fast.generate(asked, Sampling(1.0, max_tokens=60))
+    for answer in held:
+        said = json.loads(answer.text)
+        assert said.keys() == {"better", "sure"}
+        assert said["better"] in ("A", "B")
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(free.text)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -308,7 +328,7 @@ loop: {rounds: 3}
         for row, score in zip(mine, scores, strict=True):
             assert row["logprobs"] == pytest.approx(score, abs=BOUND)
     log = (folder / "engine.log").read_text("utf-8")
-    assert log.count("Initializing a V1 LLM engine") == 1, "the engine was started more than once"
+    assert log.count("shards: 100%") == 1, "the engine was started more than once"
 
 
 def test_the_catalogs_student_agrees_too(make: Make, session_cache: Path) -> None:
