@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -15,10 +16,12 @@ from typing import Any, TypeVar
 
 from ..errors import WrongWeights
 from ..hashing import row_id
+from ..policies.placement import Placement
 from ..policies.policy import Engined, Policy
 from ..policies.proof import prove
 from ..policies.revision import Revision
 from ..store.store import Store, now
+from .handover import Handover
 from .roles import STUDENT, RevisionName, Staging
 from .servers import Servers
 
@@ -53,6 +56,9 @@ class Cast:
         self._others = others
         self.servers = servers or Servers({})
         self._parents: dict[str, Revision] = {}
+        self._handover: Handover | None = None
+        self.placement = Placement()
+        """Which cards the policies have, and which the trainer."""
         # Kernels keep per-thread state, and two threads that sample at once would fight for the cores.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="redistill-policy")
         self.stage = asyncio.Lock()
@@ -130,13 +136,17 @@ class Cast:
         """Make a policy hold a revision, and prove that it does."""
         policy = self._policies[name]
         if policy.revision == revision.id:
+            self._handed_over(name, store, 0.0, 0.0)
             return policy
         for other, held in self._policies.items():
             if other != name and held.revision:
                 await self.call(held.release)
+        began = time.monotonic()
         await self.call(policy.load, revision)
+        loaded = time.monotonic()
         parent = self._parents.get(name) or self._parent_of(name, revision)
         proof = await self.call(prove, policy, revision, parent)
+        proven = time.monotonic()
         engine = policy.engine if isinstance(policy, Engined) else "transformers"
         detail = {"policy": name, "revision": revision.id, "engine": engine, **asdict(proof)}
         _record(store, round_, "canary", detail)
@@ -146,6 +156,7 @@ class Cast:
                 f"(distance {proof.d_new:.2g} nats a token, noise {proof.noise:.2g})"
             )
         self._parents[name] = revision
+        self._handed_over(name, store, loaded - began, proven - loaded)
         return policy
 
     def _parent_of(self, name: str, revision: Revision) -> Revision | None:
@@ -153,11 +164,25 @@ class Cast:
             return None
         return self.revision(revision.parent)
 
-    async def release(self) -> None:
-        """Make every policy give its memory back, so that a trainer can have it."""
-        for policy in self._policies.values():
+    async def make_room(self, round_: int, step: str) -> Handover:
+        """Make every policy give its memory back, so that a trainer can have it; unless it has cards of its own.
+
+        The hand-over ends, and is kept, when the student speaks again.
+        """
+        began = time.monotonic()
+        side_by_side = self.placement.side_by_side
+        for policy in () if side_by_side else self._policies.values():
             if policy.revision:
                 await self.call(policy.release)
+        self._handover = Handover(round_, step, side_by_side, time.monotonic() - began)
+        return self._handover
+
+    def _handed_over(self, name: str, store: Store, load: float, proof: float) -> None:
+        """End the hand-over that is under way, once the student has its next weights."""
+        if self._handover is not None and name == STUDENT:
+            self._handover.load, self._handover.proof = load, proof
+            self._handover.write(store)
+            self._handover = None
 
     def close(self) -> None:
         """End the engines that run in processes of their own, and the policies' thread."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import Problem
+from ..policies.placement import VISIBLE, Placement
 from ..policies.policy import Policy
 from ..policies.revision import Revision
 
@@ -24,7 +26,8 @@ class Vllm(BaseModel):
     """Memory of its cache of keys and values; left out, all that is left on a card, and 1 GiB without one."""
     stays: bool | None = None
     """Whether the engine stays up while the student is trained, and takes the new weights in place; left out, it
-    does without a card, where both share the memory, and does not on a card, which it has for itself."""
+    does without a card, where both share the memory, and where the trainer has a card of its own; it does not on
+    one card, which it has for itself."""
     start_seconds: float = Field(600, gt=0, allow_inf_nan=False)
     """Within this an engine must have said its first token."""
 
@@ -45,14 +48,26 @@ def unfit_for_engine(sampler: SamplerName, precision: str) -> Problem | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where an engine runs."""
+
+    placement: Placement
+    """Which cards it has, and which the trainer."""
+    threads: int | None
+    """Cores that it may use."""
+    log: Path
+    """Where an engine writes what it prints."""
+
+
+def stays_up(options: Vllm, placement: Placement) -> bool:
+    """Say whether a vLLM engine stays up while the student is trained."""
+    usual = placement.side_by_side or not has_card()
+    return usual if options.stays is None else options.stays
+
+
 def open_engine(
-    revision: Revision,
-    sampler: SamplerName,
-    options: Vllm,
-    *,
-    threads: int | None,
-    rank: int,
-    log: Path,
+    revision: Revision, sampler: SamplerName, options: Vllm, seat: Seat, *, rank: int
 ) -> Policy:
     """Return the policy of a model of this machine; nothing is loaded yet.
 
@@ -60,26 +75,27 @@ def open_engine(
         revision: what it starts with.
         sampler: the engine.
         options: how a vLLM engine is run.
-        threads: cores that it may use.
+        seat: where it runs.
         rank: highest rank of the adapters that it will hold; 0 for none.
-        log: where an engine writes what it prints.
     """
     if sampler == "transformers":
         from ..policies.transformers import TransformersPolicy
 
-        return TransformersPolicy(revision, threads=threads)
+        device = seat.placement.device if seat.placement.side_by_side else None
+        return TransformersPolicy(revision, threads=seat.threads, device=device)
     from ..policies.vllm import EngineSettings, VllmPolicy
 
     card = has_card()
     settings = EngineSettings(
         cache_gib=options.cache_gib,
-        stays=not card if options.stays is None else options.stays,
+        stays=stays_up(options, seat.placement),
         start_seconds=options.start_seconds,
         # Without a card vLLM cannot score with an adapter that is not merged, but token by token.
         adapter_rank=rank if card else 0,
-        threads=threads,
+        threads=seat.threads,
+        cards=seat.placement.sampler_environment().get(VISIBLE),
     )
-    return VllmPolicy(revision, settings=settings, log=log)
+    return VllmPolicy(revision, settings=settings, log=seat.log)
 
 
 def has_card() -> bool:

@@ -136,11 +136,13 @@ def _run(
     """Open everything, walk the plan or what is given instead, close everything."""
     if (plan.folder / GRAPH).exists() and not (plan.folder / FILE).exists():
         raise StoreProblem(f"{plan.folder / FILE} is gone; restore the run from a backup")
+    placement = plan.memory().settled(plan.recipe.student, progress.note)
     store = Store(plan.folder, list(plan.recipe.judges()))
-    worker = Worker(plan.folder / "worker.log", warm=_warm(plan.recipe))
+    cards = placement.trainer_environment()
+    worker = Worker(plan.folder / "worker.log", warm=_warm(plan.recipe), cards=cards)
     cast = None
     try:
-        cast = open_cast(plan)
+        cast = open_cast(plan, placement)
         if not store.rows("SELECT 1 FROM run"):
             check_legible(plan.recipe, plan.prompts, cast.student, progress.note)
         context = run_context(plan, store, cast, worker, progress)

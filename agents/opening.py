@@ -21,6 +21,7 @@ from ..errors import BadInput, Busy
 from ..hashing import row_id
 from ..policies import catalog
 from ..policies.address import is_remote
+from ..policies.placement import Placement
 from ..policies.policy import Policy
 from ..policies.precision import Precision
 from ..policies.revision import Revision
@@ -30,10 +31,11 @@ from ..store.store import FILE, Row, Store, now
 from ..trainers.worker import Worker
 from . import plugins
 from .cast import Cast
-from .engines import open_engine, unfit_for_engine
-from .fitting import settled
+from .engines import Seat, open_engine, unfit_for_engine
+from .fitting import settled, shapes
 from .forgotten import refuse_forgotten
 from .gating import admission_rows, check_judges
+from .memory import MemoryPlan, memory_plan
 from .operator import Progress, RunContext
 from .operators.improve import Train
 from .prompts import load_prompts, ships
@@ -61,6 +63,12 @@ class Plan:
     prompts: Sequence[Any]
     stagings: dict[str, Staging]
     cache: Path
+
+    def memory(self) -> MemoryPlan:
+        """Return who will take how much memory."""
+        assert self.recipe.precision != "auto"  # settled
+        known = shapes(self.recipe, self.cache, self.recipe.precision)
+        return memory_plan(self.recipe, self.prompts, known)
 
 
 def prepared(recipe: Recipe, place: Place) -> Plan:
@@ -229,9 +237,15 @@ def _differences(before: Any, after: Any) -> str:
     return "; ".join(found[:3]) or "its data files have changed"
 
 
-def open_cast(plan: Plan) -> Cast:
-    """Resolve every policy, and put the initial student into the run."""
-    initial, student = _open_policy(plan, plan.recipe.student)
+def open_cast(plan: Plan, placement: Placement | None = None) -> Cast:
+    """Resolve every policy, and put the initial student into the run.
+
+    Args:
+        plan: of the run.
+        placement: who gets which card; policies take the first that they see where it is None.
+    """
+    place = placement or Placement()
+    initial, student = _open_policy(plan, plan.recipe.student, place)
     revisions = plan.folder / "revisions"
     adopt(initial, revisions)
     policies: dict[str, Policy] = {STUDENT: student}
@@ -240,7 +254,7 @@ def open_cast(plan: Plan) -> Cast:
         if is_remote(role.policy):
             continue
         if role.policy not in policies:
-            others[role.policy], policies[role.policy] = _open_policy(plan, role.policy)
+            others[role.policy], policies[role.policy] = _open_policy(plan, role.policy, place)
         foreign = policies[role.policy].vocabulary != student.vocabulary
         if foreign and name not in _taught_across(plan.recipe):
             raise BadInput.at(
@@ -249,7 +263,9 @@ def open_cast(plan: Plan) -> Cast:
                 "use a teacher of the student's model family, or `distill` with `across: true`",
             )
     servers = Servers(plan.recipe.roles)
-    return Cast(plan.folder, initial.id, plan.stagings, policies, others, servers)
+    cast = Cast(plan.folder, initial.id, plan.stagings, policies, others, servers)
+    cast.placement = place
+    return cast
 
 
 def _taught_across(recipe: Recipe) -> set[str]:
@@ -261,7 +277,7 @@ def _taught_across(recipe: Recipe) -> set[str]:
     return {role for step in across for role in step.teachers().values()} - elsewhere
 
 
-def _open_policy(plan: Plan, spec: str) -> tuple[Revision, Policy]:
+def _open_policy(plan: Plan, spec: str, place: Placement) -> tuple[Revision, Policy]:
     """Return a policy and the revision that it starts with; nothing is loaded yet."""
     if catalog.is_plugin(spec):
         kind = plugins.find("policies", spec, {}, "student")
@@ -276,9 +292,8 @@ def _open_policy(plan: Plan, spec: str) -> tuple[Revision, Policy]:
         execution.sampler,
         # Only the student's weights change, and engines of others that stayed up would be in its way.
         execution.vllm if of_student else execution.vllm.model_copy(update={"stays": False}),
-        threads=execution.threads,
+        Seat(place, execution.threads, plan.folder / "engine.log"),
         rank=max(adapters, default=0),
-        log=plan.folder / "engine.log",
     )
     return model.revision, policy
 

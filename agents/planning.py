@@ -6,24 +6,19 @@ Loads no model and pays no call; every figure is arithmetic over the recipe and 
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from ..policies.disk import existing
 from ..store.analysis import smallest_gain
-from ..trainers.distill import SelfDistill
-from ..trainers.estimate import Estimate, Shape, first_that_fits, ways
-from ..trainers.sampling import Sampler
+from ..trainers.estimate import Shape
 from ..types import Prompt
-from .operators.elicit import Rewrite, Sample
-from .operators.improve import Train
+from .memory import MemoryPlan, memory_plan
 from .recipe import Recipe
-from .roles import STUDENT
-from .workload import Speech, Work, Workload, longest_asked, measured
+from .workload import Speech, Work, Workload, measured
 
 _GFLOPS_A_CORE = (30e9, 130e9)
 """Useful fp32 floating-point operations a second of one core in a transformer, slow and fast machine."""
@@ -54,10 +49,8 @@ class RunPlan:
 
     phases: list[PhasePlan]
     hours: tuple[float, float]
-    training: Estimate | None
-    """The largest training job, as it would be trained here; None where nothing is trained."""
-    memory_there: int
-    """Bytes that are free: of the card, where there is one."""
+    memory: MemoryPlan
+    """Who takes how much of it, and on which card."""
     disk_needed: int
     disk_there: int
     heldout: int
@@ -66,15 +59,18 @@ class RunPlan:
     """By role that is called elsewhere: calls, and the most that they cost in dollars; None: no price is known."""
 
 
-def plan(recipe: Recipe, prompts: Sequence[Prompt], shape: Shape, where: Path) -> RunPlan:
+def plan(
+    recipe: Recipe, prompts: Sequence[Prompt], shapes: Mapping[str, Shape], where: Path
+) -> RunPlan:
     """Estimate a run.
 
     Args:
         recipe: what will run.
         prompts: all prompts of the recipe.
-        shape: the student's size.
+        shapes: the size of each model that is loaded here, by the policy that names it.
         where: a folder on the disk that the run will be on.
     """
+    shape = shapes[recipe.student]
     by_split = {s: [p for p in prompts if p.split == s] for s in ("train", "heldout", "test")}
     speed = _speed(recipe)
     phases = [_phase((0, ""), "baseline", measured(recipe, by_split["heldout"]), shape, speed)]
@@ -96,74 +92,13 @@ def plan(recipe: Recipe, prompts: Sequence[Prompt], shape: Shape, where: Path) -
     return RunPlan(
         phases=phases,
         hours=(low, high),
-        training=largest_job(recipe, by_split["train"], shape, free := free_memory()),
-        memory_there=free,
+        memory=memory_plan(recipe, prompts, shapes),
         disk_needed=shape.held * (recipe.rounds + 2),
-        disk_there=psutil.disk_usage(str(_existing(where))).free,
+        disk_there=psutil.disk_usage(str(existing(where))).free,
         heldout=len(by_split["heldout"]),
         smallest_gain=smallest_gain(len(by_split["heldout"])),
         bill=_bill(recipe, [(p, repeats.get(p.stage, 1)) for p in phases]),
     )
-
-
-def largest_job(
-    recipe: Recipe, prompts: Sequence[Prompt], shape: Shape, free: int
-) -> Estimate | None:
-    """Return what the training job takes that takes most, trained in the first way that fits."""
-    asked = max((longest_asked(prompt) for prompt in prompts), default=0)
-    found = []
-    for stage in recipe.stages:
-        # A program's edit is about as long as what it edits.
-        speaking = (s for s in stage.steps if isinstance(s, Sample | Rewrite) and s.roles())
-        said = max((s.max_tokens for s in speaking), default=256)
-        for step in stage.steps:
-            if isinstance(step, Train):
-                trainer = step.load_trainer()
-                if isinstance(trainer, Sampler):
-                    said = trainer.max_tokens
-                # A pair has its prompt once, an answer beside another prompt's has it twice.
-                rows = {"pairs": asked + 2 * said, "labelled": 2 * (asked + said)}
-                tokens = rows.get(trainer.rows, asked + said)
-                held = shape.held * _held(recipe, step)
-                job = first_that_fits(ways(trainer, shape, tokens, "full"), free - held)
-                found.append(job and replace(job, parts={**job.parts, **_part(held)}))
-    jobs = [job for job in found if job is not None]
-    return max(jobs, key=lambda job: job.total, default=None)
-
-
-def _held(recipe: Recipe, step: Train) -> int:
-    """Return how many models of the student's size a job holds beside what it trains; of others nothing is known yet."""
-    trainer = step.load_trainer()
-    if isinstance(trainer, SelfDistill):
-        return int(not trainer.live and not trainer.negative)
-    teachers = {role for role in step.teachers().values() if role in recipe.roles}
-    own = [role for role in teachers if recipe.roles[role].policy == STUDENT]
-    return int(trainer.anchored) + (0 if getattr(trainer, "stored", False) else len(own))
-
-
-def _part(held: int) -> dict[str, int]:
-    return {"held models": held} if held else {}
-
-
-def free_memory() -> int:
-    """Return the bytes that a training job may take: of the first card, where its driver tells."""
-    with suppress(OSError, subprocess.SubprocessError, ValueError):
-        told = subprocess.run(
-            ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"],  # noqa: S607
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-        return int(told.stdout.split()[0]) << 20
-    return int(psutil.virtual_memory().available)
-
-
-def _existing(path: Path) -> Path:
-    path = path.resolve()
-    while not path.exists():
-        path = path.parent
-    return path
 
 
 def _speed(recipe: Recipe) -> tuple[float, float]:

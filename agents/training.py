@@ -15,7 +15,7 @@ from ..policies.precision import precision_held
 from ..policies.revision import Revision
 from ..store.store import Row, now
 from ..trainers.callback import listening
-from ..trainers.trainer import Job, Result, Trainer
+from ..trainers.trainer import Emit, Job, Result, Trainer
 from .job_files import job_folder
 from .operator import Turn
 from .rollouts import Reward, Rollouts
@@ -26,7 +26,8 @@ async def run_job(
 ) -> str:
     """Run the round's job and return the revision that came of it, or "" where none did.
 
-    The policies give their memory back first: sampler and trainer never hold one card together.
+    The policies give their memory back first, unless the trainer has cards of its own: sampler and trainer never
+    hold one card together.
 
     Args:
         turn: where the run stands.
@@ -41,10 +42,8 @@ async def run_job(
         folder = job_folder(turn)
         job = Job.read(folder, run.folder)
         rows = pq.read_metadata(job.rows).num_rows
-        await run.cast.release()
-        result = (_too_cut(turn, most_cut) if trainer.reads else None) or await _train(
-            turn, trainer, rows, rewards
-        )
+        refused = _untrained(turn, trainer, rows, most_cut)
+        result = refused or await _train(turn, trainer, rewards)
         if result.status == "no_space":
             # A full disk says nothing of the training: the round is not decided by it.
             raise EnvironmentProblem(
@@ -60,16 +59,35 @@ async def run_job(
     return str(found["revision"] or "")
 
 
-async def _train(turn: Turn, trainer: Trainer, rows: int, rewards: Sequence[Reward]) -> Result:
+def _untrained(turn: Turn, trainer: Trainer, rows: int, most_cut: float) -> Result | None:
+    """Return why there is nothing to train, so that nobody has to make room for it; None where there is."""
+    if trainer.reads and (cut := _too_cut(turn, most_cut)):
+        return cut
     if rows == 0:
         return Result(status="no_rows", message="the round's curation kept no row")
     if trainer.plan(rows) == 0:
         return Result(status="no_steps", rows=rows, message=trainer.arithmetic(rows))
+    return None
+
+
+async def _train(turn: Turn, trainer: Trainer, rewards: Sequence[Reward]) -> Result:
+    """Hand the card over to the job, and measure what that takes."""
+    handover = await turn.run.cast.make_room(turn.round, turn.step)
+    ordered, begun = time.monotonic(), list[float]()
 
     def tell(event: dict[str, Any]) -> None:
+        if event.get("event") == "begin" and not begun:
+            begun.append(time.monotonic() - ordered)
         if event.get("event") == "step":
             turn.run.progress.phase(turn.round, turn.step, event["step"], event["steps"])
 
+    result = await _in_worker(turn, trainer, rewards, tell)
+    whole = time.monotonic() - ordered
+    handover.trained(whole, begun[0] if begun else None, result.seconds)
+    return result
+
+
+async def _in_worker(turn: Turn, trainer: Trainer, rewards: Sequence[Reward], tell: Emit) -> Result:
     work = turn.run.worker.run
     if not trainer.samples:
         return await work(job_folder(turn), turn.run.folder, tell)

@@ -25,7 +25,7 @@ from .roles import STUDENT
 _CHARACTERS_A_TOKEN = 3.5
 _TEMPLATE = 25
 """Tokens that a chat template puts around a conversation."""
-_RUBRIC = 300
+RUBRIC = 300
 """Tokens that a judge reads besides the question and the answers."""
 _TRAINING_PASSES = 3
 """A backward pass costs about twice a forward pass."""
@@ -198,7 +198,7 @@ def judged(recipe: Recipe, judge: Judge, verdicts: int, each: int) -> tuple[int,
     tokens, remote = 0, dict[str, Speech]()
     for role in roles:
         calls = verdicts * times // len(roles)
-        speech = Speech(calls, calls * (each + _RUBRIC), calls * _longest_reply(judge))
+        speech = Speech(calls, calls * (each + RUBRIC), calls * longest_reply(judge))
         more, elsewhere = placed(recipe, role, speech)
         tokens, remote = tokens + more, remote | elsewhere
     return tokens, remote
@@ -212,7 +212,7 @@ def placed(recipe: Recipe, role: str, speech: Speech) -> tuple[int, dict[str, Sp
     return speech.tokens_in + speech.tokens_out, {}
 
 
-def _longest_reply(judge: Judge) -> int:
+def longest_reply(judge: Judge) -> int:
     """Return the most tokens that a judge writes for a verdict; one where it only weighs labels."""
     inner: Sequence[Judge] = getattr(judge, "inner", ())
-    return max([int(getattr(judge, "max_tokens", 1)), *map(_longest_reply, inner)])
+    return max([int(getattr(judge, "max_tokens", 1)), *map(longest_reply, inner)])

@@ -23,7 +23,7 @@ from .shared import (
 def status(run: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
     """Show the rounds of a run, what was decided, and the gain."""
     from ..report.console import clean, gain_line, rounds_table
-    from ..report.summary import judge_notes, summary
+    from ..report.summary import handover_lines, judge_notes, summary
 
     found = summary(runs / run)
     if as_json:
@@ -37,6 +37,8 @@ def status(run: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
     for row in found["rounds"]:
         if row["reason"]:
             console.print(f"round {row['round']}: {row['reason']}", highlight=False, markup=False)
+    for line in handover_lines(found):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if found["stopped_by"]:
         console.print(f"stopped: {found['stopped_by']}", style="red", highlight=False, markup=False)
     if waits := found["waits_for"]:

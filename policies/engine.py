@@ -21,13 +21,13 @@ from ..errors import StoreProblem
 from . import child
 from .adapter import attach, fingerprint_adapted, fingerprint_of
 from .model_folder import read_model
+from .policy import CPU_CACHE_GIB
 
 Ids = list[int]
 Tensors = Mapping[str, Any]
 HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 CPU_BLOCK = 32
 """Tokens of a block of the cache of prefixes on a CPU; vLLM's own 128 is longer than most prompts and canaries."""
-CPU_CACHE_GIB = 1.0
 
 
 class Engine:

@@ -33,8 +33,6 @@ NO_TEMPLATE = (
     f"for a model that was trained on plain text that file may be: {PLAIN_TEMPLATE}"
 )
 ADAPTER = "adapter_config.json"
-_CAUSAL = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
-_CLASSIFIER = "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"
 
 
 def to_safetensors(name: str) -> str:
@@ -55,7 +53,7 @@ def folder_problems(folder: Path) -> list[Problem]:
         return [Problem(str(folder), "no such folder")]
     if _is_adapter(folder):
         return [_adapter(folder)]
-    return [*_config(folder, _CAUSAL), *_weights(folder), *_tokenizer(folder)]
+    return [*_config(folder, student=True), *_weights(folder), *_tokenizer(folder)]
 
 
 def reward_problems(folder: Path) -> list[Problem]:
@@ -64,7 +62,7 @@ def reward_problems(folder: Path) -> list[Problem]:
         return [Problem(str(folder), "no such folder")]
     if _is_adapter(folder):
         return [_adapter(folder)]
-    return [*_config(folder, _CLASSIFIER), *_weights(folder), *_tokenizer(folder)]
+    return [*_config(folder, student=False), *_weights(folder), *_tokenizer(folder)]
 
 
 def read_model(
@@ -140,7 +138,7 @@ def _adapter(folder: Path) -> Problem:
     return Problem(str(folder), what, merge)
 
 
-def _config(folder: Path, kinds: str) -> Iterator[Problem]:
+def _config(folder: Path, *, student: bool) -> Iterator[Problem]:
     file = folder / "config.json"
     config = _json(file)
     if isinstance(config, Problem):
@@ -151,14 +149,15 @@ def _config(folder: Path, kinds: str) -> Iterator[Problem]:
         yield Problem(
             str(file), "it names no model_type", "use a folder that save_pretrained wrote"
         )
-    elif (known := _architectures(kinds)) is not None and str(kind) not in known:
+    # A judge is named in a recipe, which is read often: the library is loaded for a student, or for code.
+    elif (student or "auto_map" in config) and str(kind) not in _architectures(student=student):
         if "auto_map" in config:
             why = "its architecture is code that comes with the model, which is never run"
             yield Problem(str(file), why, "use a model whose architecture transformers has")
         else:
             why = f"model_type {kind!r} is unknown to transformers {version('transformers')} here"
             yield Problem(str(file), why, TESTED)
-    if config.get("quantization_config") and kinds == _CAUSAL:
+    if config.get("quantization_config") and student:
         hint = "use the model's full-precision weights"
         yield Problem(str(file), "its weights are quantised and cannot be trained", hint)
 
@@ -261,9 +260,12 @@ def _json(file: Path) -> dict[str, Any] | Problem:
     return found if isinstance(found, dict) else Problem(str(file), "it holds no JSON object")
 
 
-def _architectures(kinds: str) -> Mapping[str, Any] | None:
-    """Return the model types of one kind that transformers has; None where it has no such list."""
-    from transformers.models.auto import modeling_auto
+def _architectures(*, student: bool) -> Mapping[str, Any]:
+    """Return the model types that transformers has, by which a model speaks or scores."""
+    from transformers.models.auto import modeling_auto as known
 
-    found: Mapping[str, Any] | None = getattr(modeling_auto, kinds, None)
-    return found
+    return (
+        known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        if student
+        else known.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    )

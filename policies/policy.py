@@ -12,6 +12,13 @@ from typing import Any, Protocol, runtime_checkable
 from ..types import FinishReason, Message, TokenIds
 from .revision import Revision
 
+CPU_CACHE_GIB = 1.0
+"""Memory of the cache of keys and values that an engine in a process of its own has without a card."""
+ROWS_TOGETHER = 32
+"""Rows that a policy in this process samples in one batch."""
+LOGIT_BYTES = 1 << 27
+"""Most memory that the logits of one scored batch take at a time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:

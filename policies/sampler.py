@@ -16,10 +16,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ..types import TokenIds
+from .policy import LOGIT_BYTES as LOGIT_BYTES
 from .policy import Request, Sampling
-
-LOGIT_BYTES = 1 << 27
-"""Most memory that the logits of one scored batch take at a time."""
 
 
 @dataclass(frozen=True, slots=True)

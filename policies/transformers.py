@@ -23,7 +23,7 @@ from ..errors import StoreProblem
 from ..types import TokenIds
 from . import adapter, sampler
 from .model_folder import read_model
-from .policy import Generation, Request, Sampling
+from .policy import ROWS_TOGETHER, Generation, Request, Sampling
 from .precision import precision_of
 from .revision import Revision, check_finite, fingerprint_model
 from .wording import Wording
@@ -46,10 +46,16 @@ class TransformersPolicy(Wording):
         revision: where the tokenizer and the architecture come from.
         rows_per_batch: rows that are sampled together; part of what fixes an answer, up to rounding.
         threads: batches that run at once, one core each; all cores of this process if None.
+        device: as torch names it; the first card if None and there is one.
     """
 
     def __init__(
-        self, revision: Revision, *, rows_per_batch: int = 32, threads: int | None = None
+        self,
+        revision: Revision,
+        *,
+        rows_per_batch: int = ROWS_TOGETHER,
+        threads: int | None = None,
+        device: str | None = None,
     ) -> None:
         super().__init__(revision)
         self._rows = rows_per_batch
@@ -59,7 +65,8 @@ class TransformersPolicy(Wording):
         """The model with peft's wrapper, where it is a base with an adapter."""
         self._revision = ""
         self._within: Callable[[], AbstractContextManager[Any]] = nullcontext
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        usual = "cuda:0" if torch.cuda.is_available() else "cpu"
+        self._device = torch.device(device or usual)
 
     @property
     def revision(self) -> str:
@@ -276,7 +283,9 @@ def _takes_tensors(model: Any, folder: Path) -> bool:
         beside = ("_name_or_path", "dtype", "transformers_version", "use_cache")
         return {key: value for key, value in said.items() if key not in beside}
 
-    return essence(model.config) == essence(transformers.AutoConfig.from_pretrained(folder))
+    return essence(model.config) == essence(
+        transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    )
 
 
 def _built(folder: Path, device: torch.device) -> Any:

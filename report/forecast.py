@@ -7,14 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..agents.fitting import held_as, settled, student_shape
+from ..agents.fitting import settled, shapes, student_shape
 from ..agents.gating import check_judges
 from ..agents.operators.elicit import Sample
 from ..agents.operators.improve import Train
 from ..agents.planning import RunPlan, plan
 from ..agents.prompts import load_prompts
 from ..agents.recipe import Recipe
-from ..trainers.estimate import Shape
+from ..policies.disk import readable
 from ..types import Prompt
 from .console import clean
 
@@ -41,9 +41,10 @@ def forecast(recipe: Recipe, cache: Path, runs: Path) -> Row:
         BadInput: the prompts are wrong.
     """
     prompts = load_prompts(recipe.prompts, recipe.base, recipe.seed)
-    shape, known_by = student_shape(recipe, cache)
-    shape = held_as(shape, settled(recipe, prompts, cache))
-    found = plan(recipe, prompts, shape, runs)
+    _, known_by = student_shape(recipe, cache)
+    known = shapes(recipe, cache, settled(recipe, prompts, cache))
+    shape = known[recipe.student]
+    found = plan(recipe, prompts, known, runs)
     return {
         "name": recipe.name,
         "student": recipe.student,
@@ -61,19 +62,27 @@ def forecast(recipe: Recipe, cache: Path, runs: Path) -> Row:
         "dollars": _dollars(found),
         "problems": [
             *(str(problem) for problem in check_judges(recipe, runs / recipe.name)),
-            *_problems(recipe, prompts, found, shape),
+            *_problems(recipe, prompts, found),
         ],
     }
 
 
 def _memory(found: RunPlan) -> Row:
-    """Return what the largest training job takes, by part, and what is free."""
-    job = found.training
+    """Return what the largest training job takes, by part, who else takes memory, and what is free."""
+    memory, job = found.memory, found.memory.training
     way = {"weights": job.way, "recompute": job.recompute} if job else {}
     return {
         "needed": job.total if job else 0,
-        "there": found.memory_there,
+        "there": memory.trainer_free,
         "parts": dict(job.parts) if job else {},
+        "sampler_there": memory.sampler_free,
+        "tenants": [asdict(tenant) for tenant in memory.tenants],
+        "placement": {
+            "sampler": [card.uuid for card in memory.placement.sampler],
+            "trainer": [card.uuid for card in memory.placement.trainer],
+            "side_by_side": memory.placement.side_by_side,
+        },
+        "lines": memory.lines(),
         **way,
     }
 
@@ -88,19 +97,13 @@ def _dollars(found: RunPlan) -> float | None:
     return None if None in dollars else sum(cost for cost in dollars if cost is not None)
 
 
-def _problems(recipe: Recipe, prompts: Sequence[Prompt], found: RunPlan, shape: Shape) -> list[str]:
+def _problems(recipe: Recipe, prompts: Sequence[Prompt], found: RunPlan) -> list[str]:
     """Return a line for each thing that will not fit."""
-    problems = []
-    needed = found.training.total if found.training else 0
-    if shape.parameters and needed > found.memory_there:
-        problems.append(
-            f"memory: training needs about {_bytes(needed)}, {_bytes(found.memory_there)} are free; "
-            "make micro_batch or max_tokens smaller, say `weights: auto`, or take a smaller student"
-        )
+    problems = found.memory.problems()
     if found.disk_needed > found.disk_there:
         problems.append(
-            f"disk: {recipe.rounds} revisions take about {_bytes(found.disk_needed)}, "
-            f"{_bytes(found.disk_there)} are free; give another folder with --runs"
+            f"disk: {recipe.rounds} revisions take about {readable(found.disk_needed)}, "
+            f"{readable(found.disk_there)} are free; give another folder with --runs"
         )
     train = min(_of(prompts, "train"), recipe.prompts.per_round or len(prompts))
     for index, stage in enumerate(recipe.stages, start=1):
@@ -135,7 +138,7 @@ def show_forecast(console: Console, found: Row) -> None:
             span(phase["hours"]) if found["parameters"] and phase["tokens"] else "-",
         )
     console.print(table)
-    for line in _lines(found):
+    for line in [*_lines(found), *found["memory"]["lines"]]:
         console.print(Text(clean(line)))
     for problem in found["problems"]:
         console.print(Text(clean(f"does not fit: {problem}"), style="bold red"))
@@ -150,8 +153,8 @@ def _lines(found: Row) -> list[str]:
         f"student   {found['student']}: {size} ({found['size_known']})",
         f"prompts   {prompts['train']} to train, {prompts['heldout']} held out, {prompts['test']} for test",
         f"time      {span(found['hours'])} on this machine" if found["hours"] else "time      not known",
-        f"memory    about {_bytes(memory['needed'])} of {_bytes(memory['there'])} free{_parts(memory)}",
-        f"disk      about {_bytes(disk['needed'])} of {_bytes(disk['there'])} free",
+        f"memory    about {readable(memory['needed'])} of {readable(memory['there'])} free{_parts(memory)}",
+        f"disk      about {readable(disk['needed'])} of {readable(disk['there'])} free",
         f"evidence  a gain of about {gain:.2f} or more shows four times in five" if gain else
         "evidence  none: no prompt is held out",
         f"cost      {_cost(found)}",
@@ -162,7 +165,7 @@ def _parts(memory: Row) -> str:
     """Return what the memory is for: the largest training job."""
     if not memory["parts"]:
         return ""
-    parts = ", ".join(f"{name} {_bytes(size)}" for name, size in memory["parts"].items())
+    parts = ", ".join(f"{name} {readable(size)}" for name, size in memory["parts"].items())
     way = _WAYS[memory["weights"]]
     again = ", activations computed again" if memory["recompute"] else ""
     return f" to train {way}{again}: {parts}"
@@ -194,10 +197,3 @@ def span(hours: Sequence[float]) -> str:
 
 def _rounded(value: float) -> str:
     return f"{value:.0f}" if value >= 2 else f"{value:.1f}".removesuffix(".0")
-
-
-def _bytes(count: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1e3:.0f} kB"

@@ -22,7 +22,7 @@ from ..store.analysis import PAIRED, paired_parameters
 from ..store.query import read_rows, snapshot
 from .charts import lengths_svg, rounds_svg, training_svg
 from .console import clean, interval
-from .summary import answers_on_test, breakdown, judge_notes, summary
+from .summary import answers_on_test, breakdown, handover_lines, judge_notes, summary
 
 Row = dict[str, Any]
 
@@ -122,6 +122,7 @@ def _view(folder: Path) -> Row:
         "judge_notes": judge_notes(run),
         "interval": interval,
         "seconds": _seconds(run),
+        "handovers": handover_lines(run),
         "groups": breakdown(answers_on_test(folder)),
         "sides": sides,
         "chosen": pick(sides.answers),

@@ -34,6 +34,7 @@ def summary(folder: Path) -> dict[str, Any]:
     stops = [json.loads(e["detail"]) for e in events[-1:] if e["kind"] == "stopped"]
     waits = None if gain else _waits_for(folder)
     seconds = _seconds(folder)
+    handed = _handovers(events, seconds)
     baseline = read_rows(
         folder, "SELECT value, n FROM evaluation WHERE round = 0 AND split = 'heldout'"
     )
@@ -53,7 +54,7 @@ def summary(folder: Path) -> dict[str, Any]:
             for e in events
             if e["kind"] == "judge_drift"
         ],
-        "rounds": [_round(row, seconds) for row in _rounds(folder)],
+        "rounds": [_round(row, seconds) | handed.get(row["round"], {}) for row in _rounds(folder)],
         "gain": {k: v for k, v in gain.items() if k != "evaluations"} if gain else None,
         "seconds": {"baseline": seconds[0], "total": sum(map(_total, seconds.values()))},
     }
@@ -171,6 +172,41 @@ def _seconds(folder: Path) -> dict[int, dict[str, float]]:
     for row in rows:
         found[row["round"]][row["step"]] = round(row["seconds"], 2)
     return found
+
+
+def _handovers(events: list[Row], seconds: dict[int, dict[str, float]]) -> dict[int, Row]:
+    """Return of each round the hand-over between sampler and trainer: seconds by part, and its share of the round."""
+    found: dict[int, Row] = {}
+    for event in events:
+        if event["kind"] == "handover":
+            told = json.loads(event["detail"])
+            parts = {name: told[name] for name in ("release", "start", "load", "proof")}
+            whole = _total(seconds.get(event["round"], {}))
+            spent = round(sum(parts.values()), 3)
+            found[event["round"]] = {
+                "handover": {
+                    **parts,
+                    "train": told["train"],
+                    "side_by_side": told["side_by_side"],
+                    "seconds": spent,
+                    "share": round(min(1.0, spent / whole), 4) if whole else None,
+                }
+            }
+    return found
+
+
+def handover_lines(found: Row) -> list[str]:
+    """Return a line for each round in which sampler and trainer handed over."""
+    lines = []
+    for row in found["rounds"]:
+        if told := row.get("handover"):
+            parts = ", ".join(f"{n} {told[n]:.1f}" for n in ("release", "start", "load", "proof"))
+            share = f", {100 * told['share']:.0f} % of the round" if told["share"] else ""
+            how = "side by side" if told["side_by_side"] else "one after the other"
+            lines.append(
+                f"round {row['round']}: hand-over {told['seconds']:.1f} s{share} ({parts}; {how})"
+            )
+    return lines
 
 
 def _total(phases: dict[str, float]) -> float:

@@ -22,7 +22,7 @@ from redistill.testing.tiny import make_tiny_model
 from redistill.trainers.worker import Worker
 
 CHILD = Path(__file__).with_name("crash_child.py")
-# A resumed process loads weights anew, and each load leaves its canary; that is all that may differ.
+# A resumed process loads weights anew, and leaves its canaries and its own hand-overs; that is all that may differ.
 _IDS = {
     "prompt": "id",
     "rendered_prompt": "id",
@@ -33,7 +33,7 @@ _IDS = {
     "training_row": "id",
     "evaluation": "id",
     "decision": "id",
-    "(FROM event WHERE kind <> 'canary')": "id",
+    "(FROM event WHERE kind NOT IN ('canary', 'handover'))": "id",
     "(FROM write_batch WHERE NOT starts_with(step, 'load:'))": "id",
     "revision": "id",
 }

@@ -209,11 +209,11 @@ def test_auto_takes_what_fits(
         rows = load_prompts(loaded.prompts, loaded.base, 0)
         return fitting.settled(loaded, rows, session_cache)
 
-    monkeypatch.setattr(fitting, "_has_card", lambda: False)
+    monkeypatch.setattr(fitting, "has_card", lambda: False)
     assert settled({}) == "float32"
     assert settled({"weights": "qlora"}) == "nf4"
     assert settled({}, precision="bfloat16") == "bfloat16"
-    monkeypatch.setattr(fitting, "_has_card", lambda: True)
+    monkeypatch.setattr(fitting, "has_card", lambda: True)
     assert settled({}) == settled({"weights": "auto"}) == "bfloat16"
     monkeypatch.setattr(fitting, "free_memory", lambda: 1 << 20)
     assert settled({"weights": "auto"}) == "nf4"

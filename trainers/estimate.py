@@ -22,11 +22,11 @@ _BYTES = 4
 _HALF = 2
 _NF4 = 0.52
 """Bytes of a weight in four bits, with its share of the scales."""
-_PROCESS = 550 << 20
+PROCESS = 550 << 20
 """Of Python, torch and TRL themselves."""
 _TILE, _ROWS = 32_768, 4096
 """Most entries of the vocabulary, and tokens, whose logits are held at once."""
-_SHARE = 0.9
+SHARE = 0.9
 """Of the memory that is free, how much a job may be expected to take."""
 
 
@@ -43,6 +43,13 @@ class Shape:
     """Inputs and outputs of all linear layers of one block, added up."""
     precision: Precision = "float32"
     """In which the model's folder holds it."""
+    keys: int = 0
+    """Numbers of the key of one token in one block, all heads together; its value has as many."""
+
+    @property
+    def cached(self) -> int:
+        """Bytes that one token takes in the cache of keys and values."""
+        return 2 * self.layers * self.keys * (_BYTES if self.precision == "float32" else _HALF)
 
     @property
     def held(self) -> int:
@@ -79,7 +86,8 @@ def shape_of(folder: Path) -> Shape:
 
     width, heads = known("hidden_size", "n_embd"), known("num_attention_heads", "n_head")
     inner = known("intermediate_size", "n_inner") or 4 * width
-    grouped = width * known("num_key_value_heads", "num_attention_heads", "n_head") // max(1, heads)
+    few = known("num_key_value_heads", "num_attention_heads", "n_head")
+    grouped = width * few // max(1, heads)
     return Shape(
         parameters=_parameters(size, precision, known("vocab_size") * width),
         layers=known("num_hidden_layers", "n_layer"),
@@ -88,6 +96,7 @@ def shape_of(folder: Path) -> Shape:
         vocabulary=known("vocab_size"),
         linear=2 * (width + width) + 2 * (width + grouped) + 3 * (width + inner),
         precision=precision,
+        keys=few * known("head_dim") or grouped,
     )
 
 
@@ -127,7 +136,7 @@ def estimate(
         "activations": kept,
         # Logits of a tile of the vocabulary, and their gradients.
         "log-probs": 2 * min(tokens, _ROWS) * min(shape.vocabulary, _TILE) * _BYTES,
-        "process": _PROCESS,
+        "process": PROCESS,
     }
     return Estimate(way, recompute, parts)
 
@@ -154,5 +163,5 @@ def ways(trainer: Trainer, shape: Shape, row_tokens: int, start: Way) -> Iterato
 def first_that_fits(found: Iterator[Estimate], free: int) -> Estimate | None:
     """Return the first way whose estimate fits into what is free; where none does, the smallest one."""
     every = list(found)
-    fitting = (one for one in every if one.total <= _SHARE * free)
+    fitting = (one for one in every if one.total <= SHARE * free)
     return next(fitting, min(every, key=lambda one: one.total, default=None))

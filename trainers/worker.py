@@ -13,7 +13,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -26,10 +26,19 @@ from .trainer import Emit, Result, Status, run_job
 class Worker:
     """The driver's side of the worker process; starts it when needed, and anew when it died."""
 
-    def __init__(self, log: Path, *, warm: str | None = None) -> None:
-        """Name the log and the module that a new process imports before any job comes."""
+    def __init__(
+        self, log: Path, *, warm: str | None = None, cards: Mapping[str, str] | None = None
+    ) -> None:
+        """Name the log, the module that a new process imports before any job comes, and the cards that it may see.
+
+        Args:
+            log: file; is added to.
+            warm: a module's name.
+            cards: variables of its environment; those of this process where it is None.
+        """
         self._log = log
         self._warm = warm
+        self._cards = dict(cards or {})
         self._process: asyncio.subprocess.Process | None = None
         self._oom_kills = 0
 
@@ -45,7 +54,7 @@ class Worker:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
-                env=child.environment(),
+                env=child.environment() | self._cards,
                 start_new_session=True,
             )
         if self._warm:
