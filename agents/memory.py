@@ -92,17 +92,25 @@ class MemoryPlan:
         cards = self.placement.trainer
         return min(card.free for card in cards) if cards else free_memory()
 
-    def lines(self) -> list[str]:
-        """Say it, a line for each who takes memory, and one for how they hand over."""
+    def told(self) -> list[tuple[str, str]]:
+        """Say who takes how much, and how sampler and trainer hand over: pairs of a name and what is said of it."""
         free = readable(self.sampler_free)
-        told = [f"{t.name} ({t.model}): {_told(t)}; {free} are free" for t in self.tenants]
-        if self.training:
-            known = self.tenants[0].parts
-            size = f"about {readable(self.training.total)}" if known else "size not known"
-            told.append(f"trainer: {size}; {readable(self.trainer_free)} are free")
         beside = "the engine stays up beside the trainer, in the same memory, and takes new weights in place"
-        how = beside if self.stays else self.placement.told()
-        return [*(f"memory: {line}" for line in told), f"hand-over: {how}"]
+        speaking = [(tenant.name, _told(tenant, free)) for tenant in self.tenants]
+        return [*speaking, ("hand-over", beside if self.stays else self.placement.told())]
+
+    def lines(self) -> list[str]:
+        """Say it a line each, with the trainer."""
+        *speaking, handover = self.told()
+        found = [f"memory: {name} {text}" for name, text in speaking]
+        if self.training:
+            size = (
+                f"about {readable(self.training.total)}"
+                if self.tenants[0].parts
+                else "an unknown size"
+            )
+            found.append(f"memory: trainer {size} of {readable(self.trainer_free)} free")
+        return [*found, ": ".join(handover)]
 
     def problems(self) -> list[str]:
         """Return a line for each who does not fit into what is free."""
@@ -314,12 +322,12 @@ def _reward_tenant(
     return Tenant(f"judge {judge.name}", judge.model, batch, parts if shape.parameters else {})
 
 
-def _told(tenant: Tenant) -> str:
+def _told(tenant: Tenant, free: str) -> str:
     if not tenant.parts:
-        return "size not known"
+        return f"{tenant.model}: size not known, {free} free"
     parts = ", ".join(f"{name} {readable(size)}" for name, size in tenant.parts.items())
     many = f"{tenant.batch.rows} rows of {tenant.batch.tokens} tokens"
-    return f"about {readable(tenant.total)} ({parts}; {many})"
+    return f"{tenant.model}: about {readable(tenant.total)} of {free} free for {many}: {parts}"
 
 
 # -- who trains

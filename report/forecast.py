@@ -82,7 +82,7 @@ def _memory(found: RunPlan) -> Row:
             "trainer": [card.uuid for card in memory.placement.trainer],
             "side_by_side": memory.placement.side_by_side,
         },
-        "lines": memory.lines(),
+        "told": [list(pair) for pair in memory.told()],
         **way,
     }
 
@@ -138,7 +138,7 @@ def show_forecast(console: Console, found: Row) -> None:
             span(phase["hours"]) if found["parameters"] and phase["tokens"] else "-",
         )
     console.print(table)
-    for line in [*_lines(found), *found["memory"]["lines"]]:
+    for line in _lines(found):
         console.print(Text(clean(line)))
     for problem in found["problems"]:
         console.print(Text(clean(f"does not fit: {problem}"), style="bold red"))
@@ -153,7 +153,8 @@ def _lines(found: Row) -> list[str]:
         f"student   {found['student']}: {size} ({found['size_known']})",
         f"prompts   {prompts['train']} to train, {prompts['heldout']} held out, {prompts['test']} for test",
         f"time      {span(found['hours'])} on this machine" if found["hours"] else "time      not known",
-        f"memory    about {readable(memory['needed'])} of {readable(memory['there'])} free{_parts(memory)}",
+        *(f"{name:<9} {text}" for name, text in memory["told"]),
+        f"trainer   about {readable(memory['needed'])} of {readable(memory['there'])} free{_parts(memory)}",
         f"disk      about {readable(disk['needed'])} of {readable(disk['there'])} free",
         f"evidence  a gain of about {gain:.2f} or more shows four times in five" if gain else
         "evidence  none: no prompt is held out",

@@ -62,7 +62,7 @@ def test_on_one_card_the_sampler_leaves_and_comes_back(
     assert all(first[part] >= 0 for part in ("release", "train", "load", "proof"))
     assert first["start"] > 0  # the training process has to come up
     memory, handover = notes[0], [note for note in notes if note.startswith("hand-over")]
-    assert memory.startswith("memory: sampler (planted_cards:Holding): size not known")
+    assert memory.startswith("memory: sampler planted_cards:Holding: size not known")
     assert handover == [
         "hand-over: one after the other: the sampler is released before each job and loaded after it"
     ]
@@ -117,7 +117,7 @@ def test_a_real_sampler_and_trainer_hand_over(tmp_path: Path) -> None:
         {"gate": {"guards": []}},
     ]
     folder, notes = ran(tmp_path, recipe)
-    assert notes[0].startswith("memory: sampler (tiny): about ")
+    assert notes[0].startswith("memory: sampler tiny: about ")
     [row] = summary(folder)["rounds"]
     assert row["training"]["status"] == "trained", row["training"]
     [told] = handovers(folder)

@@ -12,13 +12,16 @@ import yaml
 from planted_cards import plant
 from rich.console import Console
 
+from redistill.agents.engines import Seat, Vllm, open_engine, stays_up
 from redistill.agents.fitting import shapes
 from redistill.agents.loop import Place, run
 from redistill.agents.memory import MemoryPlan, memory_plan
 from redistill.agents.prompts import load_prompts
 from redistill.agents.recipe import Recipe, load_recipe
 from redistill.errors import EnvironmentProblem
+from redistill.policies.placement import Card, place
 from redistill.policies.policy import ROWS_TOGETHER
+from redistill.policies.vllm import VllmPolicy
 from redistill.report.forecast import forecast, show_forecast
 from redistill.testing.fakes import fake_prompts, fake_recipe
 from redistill.trainers.estimate import shape_of
@@ -97,7 +100,7 @@ def test_judges_and_teachers_of_this_machine_are_planned_too(tmp_path: Path) -> 
     assert found.tenants[1].parts["weights"] > 1e6
     taken = found.tenants[2].parts["weights"]
     assert taken == pytest.approx(4 * size, rel=0.1)  # sixteen bits in the file, fp32 as a judge
-    assert any(line.startswith("memory: role critic (tiny-teacher): ab") for line in found.lines())
+    assert any(line.startswith("memory: role critic tiny-teacher: ab") for line in found.lines())
 
 
 def test_what_does_not_fit_on_a_card_is_a_line_each(
@@ -142,10 +145,43 @@ def test_the_plan_tells_it_and_who_goes_where(
 
     alone, text = told()
     assert not alone["placement"]["side_by_side"]
-    assert "memory: sampler (tiny): about " in text
+    assert "sampler   tiny: about " in text
     assert "KV cache" in text
-    assert "hand-over: one after the other: the sampler is released before each job" in text
+    assert "hand-over one after the other: the sampler is released before each job" in text
     plant(monkeypatch, tmp_path, ("GPU-a", 4000, 4000), ("GPU-b", 4000, 4000))
     apart, text = told()
     assert apart["placement"] == {"sampler": ["GPU-a"], "trainer": ["GPU-b"], "side_by_side": True}
-    assert "hand-over: side by side: GPU-a samples, GPU-b trains" in text
+    assert "hand-over side by side: GPU-a samples, GPU-b trains" in text
+
+
+def test_an_engine_that_stays_up_is_counted_beside_the_trainer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cache is there from the start; without a card its memory is not given back for a job."""
+    recipe = loaded(tmp_path, execution={"threads": 1, "sampler": "vllm", "vllm": {"cache_gib": 2}})
+    found = planned(recipe, tmp_path)
+    assert found.tenants[0].parts["KV cache"] == 2 << 30
+    assert found.stays
+    assert found.lines()[-1].startswith("hand-over: the engine stays up beside the trainer")
+    alone = recipe.execution.vllm.model_copy(update={"stays": False})
+    leaves = recipe.model_copy(
+        update={"execution": recipe.execution.model_copy(update={"vllm": alone})}
+    )
+    assert not planned(leaves, tmp_path).stays
+    plant(monkeypatch, tmp_path, ("GPU-a", 9000, 9000), ("GPU-b", 9000, 9000))
+    apart = planned(recipe, tmp_path)
+    assert not apart.stays  # each has a card of its own
+    assert stays_up(recipe.execution.vllm, apart.placement)
+
+
+def test_an_engine_in_a_process_of_its_own_is_told_its_cards(tmp_path: Path) -> None:
+    """The sampler's cards reach vLLM by name, and the engine stays where the trainer has others."""
+    pytest.importorskip("torch")
+    from redistill.testing.tiny import make_tiny_revision
+
+    revision = make_tiny_revision(tmp_path / "revisions")
+    placement = place([Card(name, 1, 1) for name in ("GPU-a", "GPU-b")])
+    seat = Seat(placement, 1, tmp_path / "engine.log")
+    policy = open_engine(revision, "vllm", Vllm(), seat, rank=0)
+    assert isinstance(policy, VllmPolicy)
+    assert (policy._settings.cards, policy._settings.stays) == ("GPU-a", True)
