@@ -165,17 +165,17 @@ class Cast:
         return self.revision(revision.parent)
 
     async def make_room(self, round_: int, step: str) -> Handover:
-        """Make every policy give its memory back, so that a trainer can have it; unless it has cards of its own.
-
-        The hand-over ends, and is kept, when the student speaks again.
-        """
+        """Make every policy give its memory back, so that a trainer can have it; unless it has cards of its own."""
         began = time.monotonic()
         side_by_side = self.placement.side_by_side
         for policy in () if side_by_side else self._policies.values():
             if policy.revision:
                 await self.call(policy.release)
-        self._handover = Handover(round_, step, side_by_side, time.monotonic() - began)
-        return self._handover
+        return Handover(round_, step, side_by_side, time.monotonic() - began)
+
+    def take_back(self, handover: Handover) -> None:
+        """Let a hand-over end, and be kept, when the student speaks next; the trainer has gone."""
+        self._handover = handover
 
     def _handed_over(self, name: str, store: Store, load: float, proof: float) -> None:
         """End the hand-over that is under way, once the student has its next weights."""

@@ -84,6 +84,7 @@ async def _train(turn: Turn, trainer: Trainer, rewards: Sequence[Reward]) -> Res
     result = await _in_worker(turn, trainer, rewards, tell)
     whole = time.monotonic() - ordered
     handover.trained(whole, begun[0] if begun else None, result.seconds)
+    turn.run.cast.take_back(handover)
     return result
 
 

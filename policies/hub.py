@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import BadInput, EnvironmentProblem
 from ..hashing import file_sha256
-from .disk import Need
+from .disk import Need, require
 from .model_folder import to_safetensors
 
 TIMEOUT = 10.0
@@ -111,6 +112,19 @@ def fetch(model: HubModel) -> Path:
         )
     _verify(Path(held), model)
     return Path(held)
+
+
+@lru_cache
+def bring(name: str, commit: str) -> Path:
+    """Return the folder of a commit, fetched where it must be; asks once in a process.
+
+    Raises:
+        BadInput: there is no such model or commit, or it is gated.
+        EnvironmentProblem: the hub cannot be reached, or the disk has no room.
+    """
+    model = find(name, commit)
+    require(name, [model.need()])
+    return fetch(model)
 
 
 def _verify(folder: Path, model: HubModel) -> None:

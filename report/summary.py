@@ -54,7 +54,9 @@ def summary(folder: Path) -> dict[str, Any]:
             for e in events
             if e["kind"] == "judge_drift"
         ],
-        "rounds": [_round(row, seconds) | handed.get(row["round"], {}) for row in _rounds(folder)],
+        "rounds": [
+            _round(row, seconds) | {"handover": handed.get(row["round"])} for row in _rounds(folder)
+        ],
         "gain": {k: v for k, v in gain.items() if k != "evaluations"} if gain else None,
         "seconds": {"baseline": seconds[0], "total": sum(map(_total, seconds.values()))},
     }
@@ -184,13 +186,11 @@ def _handovers(events: list[Row], seconds: dict[int, dict[str, float]]) -> dict[
             whole = _total(seconds.get(event["round"], {}))
             spent = round(sum(parts.values()), 3)
             found[event["round"]] = {
-                "handover": {
-                    **parts,
-                    "train": told["train"],
-                    "side_by_side": told["side_by_side"],
-                    "seconds": spent,
-                    "share": round(min(1.0, spent / whole), 4) if whole else None,
-                }
+                **parts,
+                "train": told["train"],
+                "side_by_side": told["side_by_side"],
+                "seconds": spent,
+                "share": round(min(1.0, spent / whole), 4) if whole else None,
             }
     return found
 

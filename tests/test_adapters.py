@@ -97,7 +97,7 @@ def test_the_policy_speaks_with_it_and_proves_it(based: Bench) -> None:
     assert prove(policy, made, base).verdict == "wrong"
 
 
-def test_a_base_that_changed_is_refused(based: Bench) -> None:
+def test_u49_a_base_that_changed_is_refused(based: Bench) -> None:
     """The id is of both: an adapter on another base is not what was published."""
     made = Revision.read(folder_of(based, based.train("a", SFT(**LORA, **FEW), answers(8))))
     other = load(based.start)

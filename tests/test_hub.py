@@ -24,10 +24,12 @@ _CHECK = """
 import sys
 from pathlib import Path
 from redistill.errors import RedistillError
-from redistill.policies import catalog
+from redistill.policies import catalog, hub
 what, student, cache = sys.argv[1:]
 try:
-    if what == "check":
+    if what == "bring":
+        print(hub.bring(*student.split("@")))
+    elif what == "check":
         catalog.check(student, Path(cache))
     else:
         print(catalog.resolve(student, cache=Path(cache), say=print).note)
@@ -161,6 +163,22 @@ def test_room_is_asked_for_before_anything_is_fetched(
         assert f"{2 * HUGE / 1e12:.1f} TB as float32 in {tmp_path / 'cache'}" in line
         assert "are free there; make room, or name another disk by HF_HUB_CACHE or REDI" in line
     assert hub.fetched() == []
+
+
+def test_a_judge_of_the_hub_comes_the_same_way(
+    person: Person, hub: FakeHub, tmp_path: Path
+) -> None:
+    """A reward model is fetched by its commit, with room asked for, and is there without the hub afterwards."""
+    code, [line] = person("bring", f"owner/huge@{COMMIT}")
+    assert code == 4
+    assert "TB to download in" in line
+    assert hub.fetched() == []
+    assert person("bring", f"owner/gated@{COMMIT}")[0] == 2
+    code, [folder] = person("bring", f"owner/name@{COMMIT}")
+    assert code == 0
+    assert (Path(folder) / "model.safetensors").is_file()
+    person.endpoint = "http://127.0.0.1:1"
+    assert person("bring", f"owner/name@{COMMIT}") == (0, [folder])
 
 
 def test_u38_other_bytes_than_the_hub_names_are_refused(person: Person, tmp_path: Path) -> None:

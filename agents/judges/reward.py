@@ -111,7 +111,7 @@ class RewardModel(SettledJudge):
         if self._is_folder:
             return held(_folder(self.model), self.weights)
         name, commit = self._pinned()
-        return held(hub.fetch(hub.HubModel(name, commit, "")), commit)
+        return held(hub.bring(name, commit), commit)
 
     @property
     def _is_folder(self) -> bool:
