@@ -26,7 +26,7 @@ from .operator import Operator
 from .operators.feedback import Critique, Judging
 from .operators.improve import Evaluate, Train
 from .recipe import Recipe, Stage
-from .roles import STUDENT, RoleContext
+from .roles import STUDENT, RoleContext, reached
 from .verdicts import Rows
 
 _SNAPSHOT = "store.read.duckdb"
@@ -88,7 +88,7 @@ def role_models(recipe: Recipe) -> dict[str, str]:
     """Return what stands for the model of each role: its policy, its model, and what it is shown first."""
     found = {}
     for name, role in recipe.roles.items():
-        policy = recipe.student if role.policy == STUDENT else role.policy
+        policy = recipe.student if role.policy == STUDENT else reached(role.policy)
         named = f"{policy} {getattr(role, 'model', None) or ''}".strip()
         told = role.context.model_dump(mode="json")
         plain = role.context == RoleContext()

@@ -39,7 +39,7 @@ from .operators.curate import Pair, Select, unsettled
 from .operators.feedback import Compare, Score
 from .operators.improve import Evaluate, Train
 from .prompts import PromptSource, locate, ships
-from .roles import STUDENT, Role, RoleContext, check_money, check_roles, describe
+from .roles import STUDENT, Role, RoleContext, check_money, check_roles, describe, reached
 from .stages import expand, is_raw, labels_of, override, step_data, written_at
 from .yaml_lines import line_of, parse
 
@@ -238,7 +238,7 @@ class Recipe(BaseModel):
     def _role_key(self, role: Role) -> dict[str, Any]:
         shot = role.context.few_shot
         return describe(role) | {
-            "policy": _policy_key(role.policy, self.base),
+            "policy": _policy_key(reached(role.policy), self.base),
             "examples": _file_hash(shot.file, self.base) if shot else None,
         }
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ..errors import BadInput, TryLater
+from ..policies.calls import Asking, Call, Caller, Outcome
 from ..policies.policy import Sampling
-from ..policies.transport import Call, Client, Outcome
 from ..types import Message
 from .servers import Servers
 from .speaker import Ask, Given, Measured, Reply, Weighed
@@ -72,7 +72,7 @@ class RemoteSpeaker:
             "use a role whose model runs on this machine",
         )
 
-    async def ask(self, role: str, calls: Sequence[Call], purpose: str) -> list[Outcome]:
+    async def ask(self, role: str, calls: Sequence[Asking], purpose: str) -> list[Outcome]:
         """Make calls, keep what they cost, and return their outcomes in the order given.
 
         Raises:
@@ -99,7 +99,7 @@ class RemoteSpeaker:
         return ((Message("system", system),) if system else ()) + tuple(messages)
 
 
-def _stop_if_away(client: Client, found: Sequence[Outcome]) -> None:
+def _stop_if_away(client: Caller, found: Sequence[Outcome]) -> None:
     """End the run, to be resumed, rather than write failures that say nothing about their tasks."""
     waiting = next((outcome for outcome in found if outcome.waiting), None)
     if waiting is not None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ..hashing import canonical
-from ..policies.address import Address, Price, Secret, is_provider, is_remote
+from ..policies.address import Address, Price, Secret, is_pool, is_provider, is_remote
+from ..policies.calls import Caller
+from ..policies.pool import Pool
 from ..policies.transport import Client
 from .roles import REMOTE_ONLY, Role
 
@@ -26,7 +28,7 @@ class Servers:
         self, roles: Mapping[str, Role], say: Callable[[str], None] = lambda _: None
     ) -> None:
         self.say = say
-        self._clients: dict[bytes, Client] = {}
+        self._clients: dict[bytes, Caller] = {}
         self._of: dict[str, bytes] = {}
         for name, role in roles.items():
             if not is_remote(role.policy):
@@ -40,7 +42,7 @@ class Servers:
         """Say whether a role's model is behind an address."""
         return role in self._of
 
-    def client(self, role: str) -> Client:
+    def client(self, role: str) -> Caller:
         """Return the client that calls for a role."""
         return self._clients[self._of[role]]
 
@@ -53,17 +55,17 @@ class Servers:
         self.say(line)
 
 
-def _client(name: str, role: Role, say: Callable[[str], None]) -> Client:
+def _client(name: str, role: Role, say: Callable[[str], None]) -> Caller:
     address = address_of(name, role)
     if is_provider(role.policy):
         from ..policies.provider import ProviderClient
 
         return ProviderClient(role.policy, address, say)
-    return Client(address, say)
+    return Pool(address, say) if is_pool(role.policy) else Client(address, say)
 
 
 def address_of(name: str, role: Role) -> Address:
-    """Return a role's address, its key read from the environment.
+    """Return a role's address, or all those of its pool, its key read from the environment.
 
     Raises:
         BadInput: the key is not there.

@@ -30,6 +30,8 @@ class Kind:
     """Whether the server, and not this call, is at fault; waiting then costs the call no attempt."""
     billed: bool = False
     """Whether it may have been billed without saying so."""
+    elsewhere: bool = False
+    """Whether another server of the same model may well do better, though this one would not."""
 
 
 KINDS: Mapping[str, Kind] = {
@@ -43,16 +45,16 @@ KINDS: Mapping[str, Kind] = {
     "timeout": Kind("timeout", billed=True),
     "too_big": Kind("too_big", billed=True),
     "too_long": Kind("too_big"),
-    "unauthorized": Kind(),
-    "not_found": Kind(),
+    "unauthorized": Kind(elsewhere=True),
+    "not_found": Kind(elsewhere=True),
     "bad_request": Kind(),
-    "redirect": Kind(),
-    "not_json": Kind(billed=True),
-    "no_reply": Kind(),
-    "error_in_ok": Kind(),
+    "redirect": Kind(elsewhere=True),
+    "not_json": Kind(billed=True, elsewhere=True),
+    "no_reply": Kind(elsewhere=True),
+    "error_in_ok": Kind(elsewhere=True),
     "empty": Kind("parse_error"),
     "refused": Kind("refused"),
-    "other_model": Kind(),
+    "other_model": Kind(elsewhere=True),
 }
 
 
@@ -72,6 +74,8 @@ class Read:
     finish: str = ""
     weighed: tuple[tuple[str, float], ...] = ()
     """Most likely first tokens with their log-probs, where they were asked for."""
+    told: Any = None
+    """What else a reply of its kind says."""
     raw: str = ""
     param: str = ""
     """Parameter that the server does not take, where it says so."""
