@@ -17,11 +17,10 @@ from typing import Any
 
 from ..errors import Problem
 from ..hashing import content_hash, row_id
-from ..policies.address import is_remote
 from ..store.query import read_rows
 from ..store.store import Row, now
 from . import registry
-from .judge import EXEMPT, Judge, Standing, needs_group, needs_weights, roles_of, standing_of
+from .judge import EXEMPT, Judge, Standing, needs_group, roles_of, standing_of
 from .operator import Operator
 from .operators.feedback import Critique, Judging
 from .operators.improve import Evaluate, Train
@@ -107,7 +106,7 @@ def check_judges(recipe: Recipe, folder: Path) -> list[Problem]:
         folder: the run's; what it began with still holds.
     """
     found = seats(recipe)
-    problems = list(_weightless(recipe, found))
+    problems: list[Problem] = []
     if recipe.unproven_judge != "allow":
         problems += _unproven(found, _begun_with(folder))
     if recipe.self_judge != "allow":
@@ -115,17 +114,6 @@ def check_judges(recipe: Recipe, folder: Path) -> list[Problem]:
     if recipe.same_judge != "allow":
         problems += _same_judges(found)
     return list(dict.fromkeys(problems))
-
-
-def _weightless(recipe: Recipe, found: list[Seat]) -> Iterator[Problem]:
-    for seat in found:
-        remote = [name for name in seat.roles if is_remote(recipe.roles[name].policy)]
-        if remote and needs_weights(seat.judge):
-            yield Problem(
-                seat.where,
-                f"{seat.judge.name} reads log-probs of given answers, which {remote[0]}'s server does not tell",
-                "give it a role whose model runs on this machine",
-            )
 
 
 def _unproven(found: list[Seat], begun: frozenset[str]) -> Iterator[Problem]:

@@ -37,6 +37,7 @@ from .operators.improve import Train
 from .prompts import load_prompts, ships
 from .recipe import LEAVE, Recipe, load_recipe
 from .roles import STUDENT, Staging
+from .server_needs import check_servers, check_tokens
 from .servers import Servers
 
 RECIPE = "recipe.yaml"
@@ -77,6 +78,8 @@ def prepared(recipe: Recipe, place: Place) -> Plan:
     if unfit := check_judges(recipe, folder):
         raise BadInput(*unfit)
     _check_models(recipe, place.cache)
+    if unable := check_servers(recipe):
+        raise BadInput(*unable)
     return Plan(_settle(recipe, folder), folder, prompts, stagings, place.cache)
 
 
@@ -235,13 +238,15 @@ def open_cast(plan: Plan) -> Cast:
             continue
         if role.policy not in policies:
             others[role.policy], policies[role.policy] = _open_policy(plan, role.policy)
-        foreign = policies[role.policy].vocabulary != student.vocabulary
-        if foreign and name not in _taught_across(plan.recipe):
+        strange = policies[role.policy].vocabulary != student.vocabulary
+        if strange and name not in _taught_across(plan.recipe):
             raise BadInput.at(
                 f"roles.{name}.policy",
                 f"{role.policy} has another tokenizer than the student",
                 "use a teacher of the student's model family, or `distill` with `across: true`",
             )
+    if foreign := check_tokens(plan.recipe, student):
+        raise BadInput(*foreign)
     servers = Servers(plan.recipe.roles)
     return Cast(plan.folder, initial.id, plan.stagings, policies, others, servers)
 

@@ -430,9 +430,10 @@ def _check_teachers(recipe: Recipe, step: Train, where: str) -> list[Problem]:
         if catalog.is_plugin(bound.policy):
             what = f"{role} is a plugin, whose weights a training job cannot hold"
             problems.append(Problem(at, what, "give the role a catalog name, a hub id or a folder"))
-        if is_remote(bound.policy):
-            what = f"{role}'s server does not tell its distributions"
-            problems.append(Problem(at, what, "give the role a model of this machine"))
+        if is_remote(bound.policy) and not getattr(step.load_trainer(), "stored", False):
+            what = f"{role}'s server tells what it thinks of answers that stand only"
+            hint = "say `on_policy: 0` and `top_k: 20`, or give the role a model of this machine"
+            problems.append(Problem(at, what, hint))
         shown = bound.context != RoleContext()
         if bound.policy == STUDENT and bound.revision in ("current", "champion") and not shown:
             what = f"{role} is the student itself, and sees the same: there is nothing to learn"

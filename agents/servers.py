@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ..hashing import canonical
-from ..policies.address import Address, Price, Secret, is_pool, is_provider, is_remote
+from ..policies.address import Address, Price, Secret, is_provider, is_remote
 from ..policies.calls import Caller
-from ..policies.pool import Pool
-from ..policies.transport import Client
+from ..policies.server import caller_of
 from .roles import REMOTE_ONLY, Role
 
 
@@ -30,6 +29,7 @@ class Servers:
         self.say = say
         self._clients: dict[bytes, Caller] = {}
         self._of: dict[str, bytes] = {}
+        self._read: set[tuple[bytes, str]] = set()
         for name, role in roles.items():
             if not is_remote(role.policy):
                 continue
@@ -46,6 +46,13 @@ class Servers:
         """Return the client that calls for a role."""
         return self._clients[self._of[role]]
 
+    def reads(self, role: str, vocabulary: str, *, seen: bool = False) -> bool:
+        """Say whether a role's server was seen to read the tokens of a vocabulary; `seen` notes that it was."""
+        key = (self._of[role], vocabulary)
+        if seen:
+            self._read.add(key)
+        return key in self._read
+
     async def close(self) -> None:
         """Hang up everywhere."""
         for client in self._clients.values():
@@ -61,7 +68,7 @@ def _client(name: str, role: Role, say: Callable[[str], None]) -> Caller:
         from ..policies.provider import ProviderClient
 
         return ProviderClient(role.policy, address, say)
-    return Pool(address, say) if is_pool(role.policy) else Client(address, say)
+    return caller_of(address, say)
 
 
 def address_of(name: str, role: Role) -> Address:

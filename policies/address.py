@@ -120,7 +120,8 @@ class Address:
     tpm: int | None = None
     """Tokens a minute, read and written."""
     deadline: float = 120.0
-    """Of one call, all its attempts and the pauses between them included; waiting in line is not."""
+    """Of one call, all its attempts and the pauses between them included; waiting in line is not. Of a pool, at
+    each address that it hangs at."""
     price: Price | None = None
     answers_as: str | None = None
     """Name by which the server calls the model in its replies, where it is another than `model`."""

@@ -158,18 +158,19 @@ class Pool:
         self, server: Server, tries: Tries, asked: float | None, failed: list[Server]
     ) -> float | None:
         """Return how long to wait before the next attempt; None where the call is settled."""
-        kind = KINDS[tries.last.kind]
-        cut = tries.last.kind == "timeout"  # a probe's, which may not take all of a call's time
-        if tries.left <= 0 or not (kind.again or kind.elsewhere or cut):
+        kind, hung = KINDS[tries.last.kind], tries.last.kind == "timeout"
+        if not (kind.again or kind.elsewhere or hung):
             return None
         if server not in failed:
             failed.append(server)
         well = [other for other in self.servers if not other.ill and other is not server]
-        fresh = any(other not in failed for other in well)
+        if any(other not in failed for other in well):
+            tries.count -= 1  # until all have failed, the server is to blame, and not the call
+            tries.left = self.address.deadline if hung else tries.left
+            return 0.0
         spared = tries.made - tries.count < 2 * len(self.servers)
-        away = kind.away and server.ill
-        if away or fresh or (spared and not kind.elsewhere and (well or server.ill)):
-            tries.count -= 1  # the server is to blame, and not the call
+        if kind.again and server.ill and (kind.away or spared):
+            tries.count -= 1
             return 0.0
         return None if asked is None else server.client.pause(tries, asked)
 
@@ -237,9 +238,7 @@ class Server:
 
     async def attempt(self, call: Asking, tries: Tries, *, probe: bool) -> float | None:
         """Post once; return what `Client.attempt` does, or 0.0 where the call was called back."""
-        # What a probe leaves of the time is for another server.
-        most = tries.left / 2 if probe else float("inf")
-        task = asyncio.ensure_future(self.client.attempt(call, tries, probe=probe, most=most))
+        task = asyncio.ensure_future(self.client.attempt(call, tries, probe=probe))
         self._flying.add(task)
         try:
             asked = await task

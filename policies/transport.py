@@ -108,16 +108,13 @@ class Client:
             await self._session.close()
             self._session = None
 
-    async def attempt(
-        self, call: Asking, tries: Tries, *, probe: bool, most: float = float("inf")
-    ) -> float | None:
+    async def attempt(self, call: Asking, tries: Tries, *, probe: bool) -> float | None:
         """Post once, and keep what came in `tries`.
 
         Args:
             call: what is asked.
             tries: of the call; its time is spent.
             probe: whether this attempt tells if the server is back.
-            most: seconds that it may take.
 
         Returns:
             Where another attempt may help, the seconds that the server asks to wait; else None.
@@ -125,7 +122,7 @@ class Client:
         try:
             await self._pace(call)
             began = time.monotonic()
-            found, asked = await self._attempt(call, min(tries.left, most))
+            found, asked = await self._attempt(call, tries.left)
         except BaseException:
             if probe:
                 self.breaker.abandoned()
@@ -133,7 +130,7 @@ class Client:
         tries.left -= time.monotonic() - began
         if found.param and self._learn(found):
             self.breaker.succeeded()
-            return await self.attempt(call, tries, probe=False, most=most)
+            return await self.attempt(call, tries, probe=False)
         tries.keep(found)
         if found.kind != "ok":
             self.failures[found.kind] += 1
