@@ -19,7 +19,7 @@ from .calls import Asking, Outcome, Tries
 from .replies import KINDS, Read
 from .transport import Client, make_room
 
-_SLOWEST_PROBE = 4.0
+_SLOWEST_PROBE = 2.0
 """Seconds. A probe is a call that is answered elsewhere if it fails, so an ill server can be asked often."""
 _SILENT = frozenset({"timeout", "unreachable", "reset", "cut_body"})
 """Failures after which what is in flight at a server that is ill now is not waited for."""

@@ -139,7 +139,8 @@ class Client:
         kind = KINDS[found.kind]
         if kind.again or found.kind == "timeout" or (kind.elsewhere and not self.alone):
             self.breaker.failed(probe=probe, pause=asked)
-        else:
+        elif probe or self.alone or not self.breaker.open:
+            # A server that ends answers what it has begun; where others can answer, only a probe calls it well.
             self.breaker.succeeded()
         return asked if kind.again else None
 
