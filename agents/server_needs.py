@@ -20,7 +20,7 @@ from .gating import seats
 from .judge import needs_choice, needs_weights
 from .operators.improve import Train
 from .recipe import Recipe
-from .roles import STUDENT, Role
+from .roles import Role
 from .servers import address_of
 
 _WEIGHS: tuple[Ability, ...] = ("choice", "log_probs")
@@ -86,12 +86,13 @@ def check_servers(recipe: Recipe) -> list[Problem]:
     """
     wanted = needs(recipe)
     problems = [_refused(need) for need in wanted if not is_address(recipe.roles[need.role].policy)]
-    served = [need for need in wanted if is_address(recipe.roles[need.role].policy)]
+    behind = served(recipe.roles)
+    wanted = [need for need in wanted if need.role in behind]
     asked: dict[str, tuple[Ability, ...]] = {}
-    for need in served:
+    for need in wanted:
         asked[need.role] = tuple(dict.fromkeys((*asked.get(need.role, ()), *need.abilities)))
     found = ask_servers(recipe.roles, asked)
-    for need in served:
+    for need in wanted:
         can = found[need.role]
         missing = [ability for ability in need.abilities if not can[ability].level]
         for ability in missing[:1]:
@@ -183,6 +184,11 @@ def check_tokens(recipe: Recipe, reader: Policy) -> list[Problem]:
     return asyncio.run(work()) if reading else []
 
 
-def unasked(roles: Mapping[str, Role]) -> dict[str, Role]:
-    """Return the roles that could be asked what they can do."""
-    return {name: r for name, r in roles.items() if name != STUDENT and is_address(r.policy)}
+def served(roles: Mapping[str, Role]) -> dict[str, Role]:
+    """Return the roles behind addresses."""
+    return {name: role for name, role in roles.items() if is_address(role.policy)}
+
+
+def hosts(role: Role) -> str:
+    """Return the hosts of a role behind an address, for people."""
+    return Address(role.policy, role.model or "").host

@@ -6,6 +6,8 @@ import asyncio
 import json
 import math
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from redistill.agents.server_needs import ask_servers, check_servers, needs
 from redistill.agents.servers import Servers
 from redistill.agents.speaker import Given
 from redistill.agents.weighing import measure
+from redistill.cli import main
 from redistill.errors import BadInput, TryLater
 from redistill.policies import catalog
 from redistill.policies.abilities import ABILITIES, Ability, abilities, cost
@@ -29,8 +32,10 @@ from redistill.policies.policy import Teaching
 from redistill.policies.server import ServerPolicy
 from redistill.policies.transformers import TransformersPolicy
 from redistill.policies.transport import Client
+from redistill.report.examine import _servers
 from redistill.store.query import read_rows
-from redistill.testing import FakeServer, FakeVllm
+from redistill.testing.fake_server import FakeServer
+from redistill.testing.fake_vllm import FakeVllm
 from redistill.testing.fakes import fake_prompts
 from redistill.testing.tiny import make_tiny_revision
 from redistill.types import Completion, Message
@@ -142,8 +147,8 @@ def test_a_served_teacher_tells_what_the_same_weights_tell_here(
     with FakeVllm(teacher) as server:
         far: Any = ServerPolicy(Address(server.url, "m"), teacher)
         assert far.vocabulary == teacher.vocabulary
-        for mine, other in zip(teacher.score(PAIRS), far.score(PAIRS), strict=True):
-            assert other == pytest.approx(mine, abs=1e-5)
+        for own, told in zip(teacher.score(PAIRS), far.score(PAIRS), strict=True):
+            assert told == pytest.approx(own, abs=1e-5)
         here, there = teacher.distributions(PAIRS, 5), far.distributions(PAIRS, 5)
     for (ids, values), (other_ids, others) in zip(here, there, strict=True):
         assert other_ids == ids
@@ -363,3 +368,54 @@ def check_rows(policy: Teaching, rows: list[dict[str, Any]]) -> None:
         assert [p[0] for p in row["top_logprobs"]] == pytest.approx(
             [v[0] for v in values], abs=1e-4
         )
+
+
+# -- what people see
+
+
+def test_plan_and_doctor_say_what_servers_can_do(
+    tmp_path: Path, teacher: TransformersPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only when told to; what is needed and missing does not fit, and what asking costs is said before."""
+    monkeypatch.chdir(tmp_path)
+    with FakeVllm(teacher, without=["structured_outputs"]) as server:
+        found = recipe(
+            tmp_path, server.url, {"choice": {"role": "helper"}}, price={"in": 1, "out": 2}
+        )
+        (tmp_path / "recipe.yaml").write_text(found.to_yaml(), "utf-8")
+        folder = tmp_path / "runs" / "one"
+        folder.mkdir(parents=True)
+        (folder / "recipe.yaml").write_text(found.to_yaml(), "utf-8")
+        (folder / "prompts.jsonl").write_bytes((tmp_path / "prompts.jsonl").read_bytes())
+
+        plain = told("plan", "recipe.yaml")
+        assert server.requests == 0
+        assert "not asked what it can do; --ask-servers asks: 9 short calls, at most" in plain
+        assert "before the run 2 short calls, at most 0.0" in plain
+
+        asked = told("plan", "recipe.yaml", "--ask-servers", code=0)
+        assert "json schema, n, seed, token ids, log-probs of given tokens; not: choice" in asked
+        assert "does not fit: score.judge: choice needs replies held to options" in asked
+
+        row = json.loads(told("plan", "recipe.yaml", "--ask-servers", "--json"))["servers"][0]
+        assert row["can"]["choice"]["level"] == 0
+        assert row["can"]["seed"]["level"] == 1
+
+        checks = list(_servers(folder, ask=True))
+        assert [(c["name"], c["state"]) for c in checks] == [("server of helper", "ok")]
+        assert "seed" in checks[0]["detail"]
+    server_needs._known.clear()
+    [away] = _servers(folder, ask=True)
+    assert (away["state"], "does not answer" in away["detail"]) == ("bad", True)
+    [quiet] = _servers(folder, ask=False)
+    assert quiet["state"] == "note"
+    assert "name the run" in told("doctor", "--ask-servers", code=2)
+
+
+def told(*command: str, code: int = 0) -> str:
+    """Return what a command prints, its lines joined."""
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as errors:
+        with pytest.raises(SystemExit) as ended:
+            main(list(command))
+        assert (ended.value.code or 0) == code
+    return " ".join((out.getvalue() + errors.getvalue()).split())
