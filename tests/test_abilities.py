@@ -322,17 +322,14 @@ def test_a_provider_is_refused_without_a_call(tmp_path: Path) -> None:
 
 
 def test_stored_distributions_of_a_served_teacher(tmp_path: Path) -> None:
-    """`distill` on answers that stand is taught by a server, with the same numbers as by the model here."""
+    """A server answers and teaches `distill` on what it said, with the same numbers as by the model here."""
     cache = catalog.default_cache()
     revision = catalog.resolve("tiny-teacher", cache=cache).revision
     policy = TransformersPolicy(revision, threads=1)
     policy.load(revision)
-    train = {"trainer": "distill", "teacher": "far", "on_policy": 0, "top_k": 4, "beta": 0}
+    train = {"trainer": "distill", "teacher": "teacher", "on_policy": 0, "top_k": 4, "beta": 0}
     with FakeVllm(policy) as server:
-        roles = {
-            "teacher": {"policy": "tiny-teacher"},
-            "far": {"policy": server.url, "model": "m"},
-        }
+        roles = {"teacher": {"policy": server.url, "model": "m"}}
         folder = run(
             lesson(tmp_path, STAND, train, roles=roles), place=Place(tmp_path / "r", cache)
         )
@@ -342,24 +339,25 @@ def test_stored_distributions_of_a_served_teacher(tmp_path: Path) -> None:
     rows = read_rows(
         folder,
         """
-        SELECT d.logprobs, d.top_ids, d.top_logprobs, t.token_ids, r.token_ids AS saw
-        FROM token_distribution d JOIN completion c ON c.id = d.completion_id
-        JOIN completion_tokens t ON t.completion_id = c.id
-        JOIN rendered_prompt r ON r.id = c.rendered_prompt_id
+        SELECT d.logprobs, d.top_ids, d.top_logprobs, a.prompt, a.answer
+        FROM token_distribution d JOIN answers a ON a.id = d.completion_id
         """,
     )
     assert rows
     check_rows(policy, rows)
     charged = read_rows(folder, "SELECT purpose, status FROM charge")
-    assert {(c["purpose"], c["status"]) for c in charged} == {("score", "ok")}
-    assert asked < 3 * len(rows) + 12
+    assert {(c["purpose"], c["status"]) for c in charged} == {("sample", "ok"), ("score", "ok")}
+    assert asked == len(charged) + 4
     told = json.loads((folder / "jobs" / "1" / "job.json").read_text("utf-8"))
     assert not told["held"]
 
 
 def check_rows(policy: Teaching, rows: list[dict[str, Any]]) -> None:
     """Compare stored opinions with those of the policy itself."""
-    pairs = [(tuple(row["saw"]), tuple(row["token_ids"])) for row in rows]
+    pairs = [
+        (policy.encode([Message("user", row["prompt"])]), policy.spell(row["answer"]))
+        for row in rows
+    ]
     told = policy.distributions(pairs, 4)
     for row, own, (ids, values) in zip(rows, policy.score(pairs), told, strict=True):
         assert row["logprobs"] == pytest.approx(own, abs=1e-4)

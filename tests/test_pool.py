@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import shutil
 import socket
 import subprocess
@@ -15,15 +16,19 @@ from typing import Any
 
 import aiohttp
 import pytest
+import yaml
 
-from redistill.agents.recipe import load_recipe
+from redistill.agents.loop import Place, resume, run
+from redistill.agents.recipe import Recipe, load_recipe
 from redistill.agents.roles import Role
 from redistill.errors import BadInput
 from redistill.policies.address import Address
 from redistill.policies.calls import Call, Outcome
 from redistill.policies.policy import Sampling
 from redistill.policies.pool import Pool
+from redistill.store.query import read_rows
 from redistill.testing.fake_server import FakeServer
+from redistill.testing.fakes import fake_prompts, fake_recipe
 from redistill.types import Message
 
 QUICK: dict[str, Any] = {"deadline": 20.0, "attempts": 1, "backoff": 0.05, "concurrency": 8}
@@ -286,6 +291,38 @@ def test_what_is_no_pool_is_told(tmp_path: Path, policy: str, told: str) -> None
     """One line with the place."""
     with pytest.raises(BadInput, match=told):
         key(tmp_path, policy)
+
+
+def test_a_run_on_a_pool_is_the_same_with_another_server(tmp_path: Path) -> None:
+    """Charges name who answered; a run goes on after its servers were changed in its recipe."""
+    verdict = json.dumps({"reasoning": "It will do.", "score": 9})
+    place = Place(tmp_path / "runs", tmp_path / "cache")
+    with FakeServer(lambda _: verdict) as a, FakeServer(lambda _: verdict) as b:
+        roles = {"helper": {"policy": [a.url, b.url], "model": "m"}}
+        folder = run(recipe_of(tmp_path, roles), place=place)
+        found = read_rows(folder, "SELECT DISTINCT host FROM charge")
+        assert {row["host"] for row in found} == {url.split("/")[2] for url in (a.url, b.url)}
+    told = yaml.safe_load((folder / "recipe.yaml").read_text("utf-8"))
+    told["roles"]["helper"]["policy"] = ["http://c/v1", "http://b/v1", "http://a/v1"]
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(told), "utf-8")
+    assert resume(folder, place=place) == folder
+
+
+def recipe_of(base: Path, roles: dict[str, Any]) -> Recipe:
+    """Return a recipe of one round, whose labels come from a helper."""
+    base.mkdir(exist_ok=True)
+    rows = fake_prompts(train=12, heldout=4, test=4)
+    (base / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    data = fake_recipe() | {"roles": roles, "unproven_judge": "allow", "loop": {"rounds": 1}}
+    data["round"] = [
+        {"sample": {"k": 2, "max_tokens": 40}},
+        {"score": {"judge": "helper"}},
+        {"select": {}},
+        {"train": {"trainer": "redistill.testing.fakes_trainer:FakeTrainer", "gain": 0.1}},
+        {"evaluate": {"judge": "verifier", "max_tokens": 40}},
+        {"gate": {}},
+    ]
+    return load_recipe(json.dumps(data), "recipe.yaml", base=base)
 
 
 # -- a router in front
