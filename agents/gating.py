@@ -69,12 +69,12 @@ def seats(recipe: Recipe) -> list[Seat]:
 def _seats(recipe: Recipe, number: int, stage: Stage) -> Iterator[Seat]:
     models = role_models(recipe)
     for step in stage.steps:
-        for judge, spec in _judges(step):
+        for judge, spec in judges_of(step):
             speaks = {role: models.get(role, "") for role in roles_of(judge)}
             yield Seat(number, step.step, judge, spec, not isinstance(step, Evaluate), speaks)
 
 
-def _judges(step: Operator) -> list[tuple[Judge, Any]]:
+def judges_of(step: Operator) -> list[tuple[Judge, Any]]:
     """Return the judges of a step that give labels, rewards or evidence, each with how it is named."""
     if isinstance(step, Train):
         return list(step.reward_judges())

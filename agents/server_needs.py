@@ -7,7 +7,7 @@ is known for as long as this process lives.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import Problem
@@ -16,8 +16,9 @@ from ..policies.address import Address, is_address, is_remote
 from ..policies.policy import Policy
 from ..policies.server import strange
 from ..policies.transport import Client
-from .gating import seats
+from .gating import judges_of
 from .judge import needs_choice, needs_weights
+from .operator import Operator
 from .operators.improve import Train
 from .recipe import Recipe
 from .roles import Role
@@ -45,37 +46,31 @@ class Need:
 
 def needs(recipe: Recipe) -> list[Need]:
     """Return what is asked of roles behind addresses beside answers in words."""
-    found = [*_of_judges(recipe), *_of_lessons(recipe)]
-    return [need for need in dict.fromkeys(found) if is_remote(recipe.roles[need.role].policy)]
+    steps = [step for stage in recipe.stages for step in stage.steps]
+    found = dict.fromkeys(need for step in steps for need in of_step(step))
+    return [need for need in found if is_remote(recipe.roles[need.role].policy)]
 
 
-def _of_judges(recipe: Recipe) -> Iterator[Need]:
-    for seat in seats(recipe):
-        for judge in _leaves(seat.judge):
-            wanted = _READS if needs_weights(judge) else _WEIGHS if needs_choice(judge) else ()
-            for role in _roles(judge) if wanted else ():
-                yield Need(role, wanted, seat.where, str(getattr(judge, "name", "the judge")))
+def of_step(step: Operator) -> Iterator[Need]:
+    """Return what a step asks of its roles beside words: a critic's are no more than that."""
+    for judge, _ in judges_of(step):
+        yield from of_judge(judge, f"{step.step}.judge")
+    if isinstance(step, Train):
+        for role in sorted(set(step.teachers().values())):
+            yield Need(role, _READS, f"{step.step}.teacher", step.trainer_name)
 
 
-def _leaves(judge: object) -> Iterator[object]:
+def of_judge(judge: object, where: str) -> Iterator[Need]:
+    """Return what a judge, or those inside it, ask of their roles beside words; `where` names its key."""
     inner: Sequence[object] = getattr(judge, "inner", ())
-    if not inner:
-        yield judge
     for one in inner:
-        yield from _leaves(one)
-
-
-def _roles(judge: object) -> Sequence[str]:
+        yield from of_judge(one, where)
+    if inner:
+        return
+    wanted = _READS if needs_weights(judge) else _WEIGHS if needs_choice(judge) else ()
     named: Callable[[], Sequence[str]] | None = getattr(judge, "roles", None)
-    return named() if named else ()
-
-
-def _of_lessons(recipe: Recipe) -> Iterator[Need]:
-    for stage in recipe.stages:
-        for step in stage.steps:
-            if isinstance(step, Train):
-                for role in sorted(set(step.teachers().values())):
-                    yield Need(role, _READS, f"{step.step}.teacher", step.trainer_name)
+    for role in named() if named and wanted else ():
+        yield Need(role, wanted, where, str(getattr(judge, "name", "the judge")))
 
 
 def check_servers(recipe: Recipe) -> list[Problem]:
@@ -84,20 +79,28 @@ def check_servers(recipe: Recipe) -> list[Problem]:
     Raises:
         TryLater: one of them does not answer.
     """
-    wanted = needs(recipe)
-    problems = [_refused(need) for need in wanted if not is_address(recipe.roles[need.role].policy)]
-    behind = served(recipe.roles)
-    wanted = [need for need in wanted if need.role in behind]
+    return lacking(recipe.roles, needs(recipe))
+
+
+def lacking(roles: Mapping[str, Role], wanted: Iterable[Need]) -> list[Problem]:
+    """Return what is needed of roles elsewhere that they cannot do; asks their servers what is not known yet.
+
+    Raises:
+        TryLater: one of them does not answer.
+    """
+    far = [need for need in wanted if is_remote(roles[need.role].policy)]
+    behind = served(roles)
+    problems = [_refused(need) for need in far if need.role not in behind]
+    far = [need for need in far if need.role in behind]
     asked: dict[str, tuple[Ability, ...]] = {}
-    for need in wanted:
+    for need in far:
         asked[need.role] = tuple(dict.fromkeys((*asked.get(need.role, ()), *need.abilities)))
-    found = ask_servers(recipe.roles, asked)
-    for need in wanted:
+    found = ask_servers(roles, asked)
+    for need in far:
         can = found[need.role]
-        missing = [ability for ability in need.abilities if not can[ability].level]
-        for ability in missing[:1]:
-            what = f"{need.who} needs {TOLD[ability]} of {need.role}'s server, which has none"
-            why = f" ({can[ability].why})" if can[ability].why else ""
+        if missing := next((a for a in need.abilities if not can[a].level), None):
+            what = f"{need.who} needs {TOLD[missing]} of {need.role}'s server, which has none"
+            why = f" ({can[missing].why})" if can[missing].why else ""
             hint = "vLLM has them; else give it a role whose model runs on this machine"
             problems.append(Problem(need.where, what + why, hint))
     return list(dict.fromkeys(problems))

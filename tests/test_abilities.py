@@ -15,6 +15,7 @@ import pytest
 from test_on_policy import STAND, lesson
 
 from redistill.agents import server_needs
+from redistill.agents.exam_speaker import ExamSpeaker
 from redistill.agents.loop import Place, run
 from redistill.agents.recipe import Recipe, load_recipe
 from redistill.agents.remote_speaker import Reader, RemoteSpeaker
@@ -366,6 +367,38 @@ def check_rows(policy: Teaching, rows: list[dict[str, Any]]) -> None:
         assert [p[0] for p in row["top_logprobs"]] == pytest.approx(
             [v[0] for v in values], abs=1e-4
         )
+
+
+def test_an_exam_says_so_too() -> None:
+    """`judge admit` pays no exam that can give no verdict."""
+    with FakeServer(lambda _: "blue") as server:
+        spec = json.dumps({"choice": {"role": "helper"}})
+        line = told("judge", "admit", spec, "--role", f"helper={server.url} m", code=2)
+        assert server.requests == 2
+    assert line.startswith("JUDGE: choice needs replies held to options")
+
+
+def test_an_exam_reads_log_probs_of_a_server(tmp_path: Path) -> None:
+    """The student's tokenizer is enough: no weights are loaded, and without a student nobody reads."""
+    cache = catalog.default_cache()
+    revision = catalog.resolve("tiny", cache=cache).revision
+    policy = TransformersPolicy(revision, threads=1)
+    policy.load(revision)
+    given = [Given((Message("user", "Say hello."),), _said("hello", ()))]
+
+    async def measured(url: str, student: str) -> Any:
+        roles = {"helper": Role(policy=url, model="m")}
+        async with ExamSpeaker(roles, student, tmp_path, cache) as speaker:
+            [found] = await speaker.logprobs("helper", given)
+            assert not speaker._held
+            return found
+
+    with FakeVllm(policy) as server:
+        found = asyncio.run(measured(server.url, "tiny"))
+        with pytest.raises(BadInput, match="no student whose tokens"):
+            asyncio.run(measured(server.url, ""))
+    [mine] = measure(policy, "helper", [(g.messages, g.answer, None) for g in given])
+    assert found.logprobs == pytest.approx(mine.logprobs, abs=1e-5)
 
 
 # -- what people see
