@@ -191,10 +191,9 @@ def _one_of(outcome: Outcome, text: str, fits: Callable[[str], bool]) -> Found:
 
 
 def _fits(text: str) -> bool:
-    try:
-        return bool(json.loads(text) == {"word": _WORD})
-    except ValueError:
-        return False
+    """Say whether a reply is the one that the schema allows, or begins it: white space may have used up its tokens."""
+    said, whole = "".join(text.split()), json.dumps({"word": _WORD}, separators=(",", ":"))
+    return len(said) > len(whole) // 2 and whole.startswith(said)
 
 
 def _text(outcome: Outcome) -> str:
@@ -219,8 +218,8 @@ _SEEDED = Trial("Write ten random letters.", 12, {"seed": 11})
 _CALLS: Mapping[Ability, Sequence[Any]] = {
     # As a judge asks that weighs options, so that what is seen here is what it will see.
     "log_probs": (Call((Message("user", _PROBE),), Sampling(1.0, 1.0, 0, 1), options=_OPTIONS),),
-    "choice": (Trial(_PROBE, 4, {"structured_outputs": {"choice": list(_OPTIONS)}}),),
-    "json_schema": (Trial(_PROBE, 24, {"response_format": _HELD}),),
+    "choice": (Trial(_PROBE, 8, {"structured_outputs": {"choice": list(_OPTIONS)}}),),
+    "json_schema": (Trial(_PROBE, 32, {"response_format": _HELD}),),
     "n": (Trial(_PROBE, 2, {"n": 2}),),
     "seed": (_SEEDED, _SEEDED),
     "token_ids": (Spelling(_PROBE),),
