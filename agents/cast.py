@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from ..errors import WrongWeights
 from ..hashing import content_hash, row_id
-from ..policies.policy import Policy
+from ..policies.policy import Engined, Policy
 from ..policies.proof import prove
 from ..policies.revision import Revision
 from ..store.store import Store, now
@@ -143,7 +143,8 @@ class Cast:
         await self.call(policy.load, revision)
         parent = self._parents.get(name) or self._parent_of(name, revision)
         proof = await self.call(prove, policy, revision, parent)
-        detail = {"policy": name, "revision": revision.id, **asdict(proof)}
+        engine = policy.engine if isinstance(policy, Engined) else "transformers"
+        detail = {"policy": name, "revision": revision.id, "engine": engine, **asdict(proof)}
         _record(store, round_, "canary", detail)
         if proof.verdict == "wrong":
             raise WrongWeights(
@@ -165,7 +166,10 @@ class Cast:
                 await self.call(policy.release)
 
     def close(self) -> None:
-        """End the policies' thread."""
+        """End the engines that run in processes of their own, and the policies' thread."""
+        for policy in self._policies.values():
+            if isinstance(policy, Engined):
+                policy.close()
         self._thread.shutdown()
 
 

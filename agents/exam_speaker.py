@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -60,7 +61,7 @@ class ExamSpeaker:
         """Answer each conversation; what leaves no room for a reply is `too_big`."""
         if self._servers.serve(role):
             return await self._remote.say(role, asks, sampling)
-        asked = [(self._staged(role, ask.messages), ask.seed) for ask in asks]
+        asked = [replace(ask, messages=self._staged(role, ask.messages)) for ask in asks]
         async with self._one:
             policy = await self._policy(role)
             return await asyncio.to_thread(speak, policy, role, asked, sampling)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -13,6 +12,7 @@ from ..policies import catalog
 from ..policies.precision import Precision
 from ..trainers.estimate import Shape, shape_of
 from ..types import Prompt
+from .engines import has_card
 from .planning import free_memory, largest_job
 from .recipe import Recipe
 
@@ -44,7 +44,7 @@ def settled(recipe: Recipe, prompts: Sequence[Prompt], cache: Path) -> Precision
     ways = {trainer.weights for trainer in recipe.trainers()}
     if "qlora" in ways:
         return "nf4"
-    usual: Precision = "bfloat16" if _has_card() else "float32"
+    usual: Precision = "bfloat16" if has_card() else "float32"
     return "nf4" if ways == {"auto"} and _too_big(recipe, prompts, cache, usual) else usual
 
 
@@ -80,8 +80,3 @@ def _too_big(recipe: Recipe, prompts: Sequence[Prompt], cache: Path, usual: Prec
     train = [prompt for prompt in prompts if prompt.split == "train"]
     job = largest_job(recipe, train, held_as(shape, usual), free)
     return shape.parameters > 0 and job is not None and job.total > free
-
-
-def _has_card() -> bool:
-    """Tell whether there is a card, without loading torch for it."""
-    return shutil.which("nvidia-smi") is not None and Path("/dev/nvidia0").exists()

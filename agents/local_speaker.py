@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..policies.policy import Policy, Sampling
 from ..types import Message
@@ -20,7 +21,7 @@ class LocalSpeaker:
     async def say(self, role: str, asks: Sequence[Ask], sampling: Sampling) -> list[Reply]:
         """Answer each conversation; what leaves no room for a reply is `too_big`."""
         cast = self._turn.run.cast
-        asked = [(self._staged(role, ask.messages), ask.seed) for ask in asks]
+        asked = [replace(ask, messages=self._staged(role, ask.messages)) for ask in asks]
         async with cast.stage:
             return await cast.call(speak, await self._policy(role), role, asked, sampling)
 

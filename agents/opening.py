@@ -24,11 +24,13 @@ from ..policies.address import is_remote
 from ..policies.policy import Policy
 from ..policies.precision import Precision
 from ..policies.revision import Revision
+from ..policies.vllm import check_vllm
 from ..store import facts
 from ..store.store import FILE, Row, Store, now
 from ..trainers.worker import Worker
 from . import plugins
 from .cast import Cast
+from .engines import open_engine, unfit_for_engine
 from .fitting import settled
 from .forgotten import refuse_forgotten
 from .gating import admission_rows, check_judges
@@ -74,6 +76,8 @@ def prepared(recipe: Recipe, place: Place) -> Plan:
     prompts = load_prompts(recipe.prompts, recipe.base, recipe.seed)
     precision = _begun(recipe, folder) or settled(recipe, prompts, place.cache)
     recipe = recipe.model_copy(update={"precision": precision})
+    if problem := unfit_for_engine(recipe.execution.sampler, precision):
+        raise BadInput(problem)
     stagings = {name: Staging(name, role, recipe.base) for name, role in recipe.roles.items()}
     if unfit := check_judges(recipe, folder):
         raise BadInput(*unfit)
@@ -126,6 +130,8 @@ def _check_models(recipe: Recipe, cache: Path) -> None:
     for spec in {recipe.student, *(r.policy for r in recipe.roles.values() if r.policy != STUDENT)}:
         if not catalog.is_plugin(spec) and not is_remote(spec):
             catalog.check(spec, cache)
+    if recipe.execution.sampler == "vllm":
+        check_vllm()
     Servers(recipe.roles)  # finds a key that is not there
     for stage in recipe.stages:
         for step in stage.steps:
@@ -238,15 +244,15 @@ def open_cast(plan: Plan) -> Cast:
             continue
         if role.policy not in policies:
             others[role.policy], policies[role.policy] = _open_policy(plan, role.policy)
-        strange = policies[role.policy].vocabulary != student.vocabulary
-        if strange and name not in _taught_across(plan.recipe):
+        foreign = policies[role.policy].vocabulary != student.vocabulary
+        if foreign and name not in _taught_across(plan.recipe):
             raise BadInput.at(
                 f"roles.{name}.policy",
                 f"{role.policy} has another tokenizer than the student",
                 "use a teacher of the student's model family, or `distill` with `across: true`",
             )
-    if foreign := check_tokens(plan.recipe, student):
-        raise BadInput(*foreign)
+    if unread := check_tokens(plan.recipe, student):
+        raise BadInput(*unread)
     servers = Servers(plan.recipe.roles)
     return Cast(plan.folder, initial.id, plan.stagings, policies, others, servers)
 
@@ -265,12 +271,21 @@ def _open_policy(plan: Plan, spec: str) -> tuple[Revision, Policy]:
     if catalog.is_plugin(spec):
         kind = plugins.find("policies", spec, {}, "student")
         return kind.initial(plan.cache), kind()
-    from ..policies.transformers import TransformersPolicy
-
-    assert plan.recipe.precision != "auto"
-    model = catalog.resolve(spec, cache=plan.cache, precision=plan.recipe.precision)
-    threads = plan.recipe.execution.threads
-    return model.revision, TransformersPolicy(model.revision, threads=threads)
+    recipe = plan.recipe
+    assert recipe.precision != "auto"
+    model = catalog.resolve(spec, cache=plan.cache, precision=recipe.precision)
+    execution, of_student = recipe.execution, spec == recipe.student
+    adapters = [t.rank for t in recipe.trainers() if t.weights != "full"] if of_student else []
+    policy = open_engine(
+        model.revision,
+        execution.sampler,
+        # Only the student's weights change, and engines of others that stayed up would be in its way.
+        execution.vllm if of_student else execution.vllm.model_copy(update={"stays": False}),
+        threads=execution.threads,
+        rank=max(adapters, default=0),
+        log=plan.folder / "engine.log",
+    )
+    return model.revision, policy
 
 
 def adopt(revision: Revision, revisions: Path) -> None:

@@ -33,6 +33,7 @@ from ..store.traces import WAS
 from ..store.views import ANSWERS
 from ..trainers.trainer import Trainer
 from . import inputs, plugins
+from .engines import SamplerName, Vllm, check_engine
 from .judge import BUILTINS as JUDGES
 from .operator import Operator
 from .operators.curate import Pair, Select, unsettled
@@ -100,12 +101,18 @@ class Execution(BaseModel):
     anchors: int = Field(20, ge=0, le=40)
     """Frozen pairs of its exam about which a judge that is a model is asked again each round; with 0 it
     does not meet the attacks again either."""
+    sampler: SamplerName = "transformers"
+    """What samples with the models of this machine: transformers in the run's own process, or vllm."""
+    vllm: Vllm = Vllm()
+    """How vLLM is run."""
 
     @model_serializer(mode="wrap")
     def _without_the_usual(self, told: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        usual = {k: type(self).model_fields[k].default for k in ("anchors", "processes")}
+        fields = type(self).model_fields
         data: dict[str, Any] = told(self)
-        return {k: v for k, v in data.items() if k not in usual or v != usual[k]}
+        return {
+            k: v for k, v in data.items() if k == "threads" or getattr(self, k) != fields[k].default
+        }
 
 
 class Recipe(BaseModel):
@@ -167,6 +174,7 @@ class Recipe(BaseModel):
             + check_money(self.student, self.roles, self.loop.stop.budget_usd)
             + _check_stages(self)
             + _check_precision(self)
+            + check_engine(self.execution.sampler, self.execution.vllm)
         )
         if problems:
             raise BadInput(*problems)

@@ -10,20 +10,18 @@ from collections.abc import Sequence
 
 from ..policies.policy import Policy, Request, Sampling
 from ..types import Completion, Message, TokenIds, Usage
-from .speaker import Measured, Reply, Weighed
+from .speaker import Ask, Measured, Reply, Weighed
 
 Conversation = tuple[Message, ...]
 
 
-def speak(
-    policy: Policy, role: str, asked: Sequence[tuple[Conversation, int]], sampling: Sampling
-) -> list[Reply]:
+def speak(policy: Policy, role: str, asks: Sequence[Ask], sampling: Sampling) -> list[Reply]:
     """Answer conversations, each by its own seed, all of them in one batch."""
-    encoded = [policy.encode(told) for told, _ in asked]
+    encoded = [policy.encode(ask.messages) for ask in asks]
     room = policy.context_length - sampling.max_tokens
     wanted = [
-        Request(ids, seed)
-        for ids, (_, seed) in zip(encoded, asked, strict=True)
+        Request(ids, ask.seed, ask.schema)
+        for ids, ask in zip(encoded, asks, strict=True)
         if len(ids) <= room
     ]
     said = iter(policy.generate(wanted, sampling) if wanted else [])

@@ -5,9 +5,9 @@ Batch in, batch out. Methods block; the loop calls them in the policy's own thre
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from ..types import FinishReason, Message, TokenIds
 from .revision import Revision
@@ -31,6 +31,8 @@ class Request:
     prompt_ids: TokenIds
     seed: int
     """Seeds this row's own generator, so that its answer depends on no other row's draws."""
+    schema: Mapping[str, Any] | None = None
+    """JSON Schema that the answer must fit, where the engine can hold it to one; the others pay no heed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,18 @@ class Teaching(Policy, Protocol):
         self, pairs: Sequence[tuple[TokenIds, TokenIds]], k: int
     ) -> list[tuple[list[list[int]], list[list[float]]]]:
         """Return the `k` likeliest tokens at the place of each completion token, likeliest first, and their log-probs."""
+
+
+@runtime_checkable
+class Engined(Protocol):
+    """A policy whose weights are in a process of its own."""
+
+    @property
+    def engine(self) -> str:
+        """The engine's name and version."""
+
+    def close(self) -> None:
+        """End the process."""
 
 
 @runtime_checkable

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from ..types import TokenIds
 from .precision import LEAST_NOISE, precision_held
 from .revision import Canary, Revision, Verdict, check_canary
 
+_RECITED = 8
+"""Tokens of each canary that an engine answers one by one, after a prompt that is longer than a cache block."""
 _FAR = 1e6
 """Stands for a distance that is not finite, so that a proof can be stored as JSON."""
 
@@ -23,6 +25,14 @@ class Answerer(Protocol):
 
     def fingerprint(self) -> str:
         """Hash the tensors that are held now."""
+
+
+@runtime_checkable
+class Reciter(Protocol):
+    """An engine that reads a prompt in one way when it scores and in another when it answers."""
+
+    def recite(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[tuple[float, ...]]:
+        """Return the same as `score`, each token as the engine has it when it answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +65,31 @@ def prove(policy: Answerer, revision: Revision, parent: Revision | None) -> Proo
         return Proof(_by_fingerprint(policy, revision), "inconclusive", 0.0, None, least)
     measured, noise = _ask(policy, expected.sequences, least)
     older = _comparable(parent, revision)
-    canary = check_canary(measured, expected, older, noise)
+    ways = [(measured, expected, older)]
+    if isinstance(policy, Reciter):
+        ends = [None if c is None else c.ends(_RECITED) for c in (expected, older)]
+        ways.append((_recited(policy, expected.sequences), ends[0] or expected, ends[1]))
+    canary = _worst([check_canary(said, new, old, noise) for said, new, old in ways])
+    apart = [said.distance(old) for said, _, old in ways if old is not None]
     return Proof(
         verdict=_by_fingerprint(policy, revision) if canary == "inconclusive" else canary,
         canary=canary,
-        d_new=_bounded(measured.distance(expected)),
-        d_parent=None if older is None else _bounded(measured.distance(older)),
+        d_new=_bounded(max(said.distance(new) for said, new, _ in ways)),
+        d_parent=_bounded(min(apart)) if apart else None,
         noise=noise,
     )
+
+
+def _worst(verdicts: Sequence[Verdict]) -> Verdict:
+    if "wrong" in verdicts:
+        return "wrong"
+    return "inconclusive" if "inconclusive" in verdicts else "ok"
+
+
+def _recited(policy: Reciter, sequences: Sequence[TokenIds]) -> Canary:
+    """Return how an engine answers the ends of the canary, which it cannot do out of the older weights' cache."""
+    pairs = [(tuple(s[:-_RECITED]), tuple(s[-_RECITED:])) for s in sequences]
+    return Canary(tuple(sequences), tuple(policy.recite(pairs)))
 
 
 def _ask(policy: Answerer, sequences: Sequence[TokenIds], least: float) -> tuple[Canary, float]:

@@ -67,6 +67,10 @@ class Canary:
         here, there = (np.concatenate([np.array(x) for x in c.logprobs]) for c in (self, other))
         return float(np.mean(np.abs(here - there)))
 
+    def ends(self, tokens: int) -> Canary:
+        """Return the same with the log-probs of each sequence's last tokens alone."""
+        return Canary(self.sequences, tuple(answer[-tokens:] for answer in self.logprobs))
+
 
 @dataclass(frozen=True, slots=True)
 class Revision:

@@ -8,12 +8,10 @@ many threads work on them.
 from __future__ import annotations
 
 import gc
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,14 +19,14 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from ..errors import BadInput, StoreProblem
-from ..types import Message, TokenIds
+from ..errors import StoreProblem
+from ..types import TokenIds
 from . import adapter, sampler
-from .chat import ChatCodec
 from .model_folder import read_model
 from .policy import Generation, Request, Sampling
 from .precision import precision_of
 from .revision import Revision, check_finite, fingerprint_model
+from .wording import Wording
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -38,7 +36,7 @@ _STATEFUL_ROPE = ("dynamic", "longrope")
 """Rotary embeddings that change themselves during a forward pass, which two threads may not share."""
 
 
-class TransformersPolicy:
+class TransformersPolicy(Wording):
     """A causal language model that acts; see `redistill.policies.policy.Policy`.
 
     Nothing is loaded before `load`, but `encode` works at once: tokenizer and template are those of the
@@ -53,7 +51,7 @@ class TransformersPolicy:
     def __init__(
         self, revision: Revision, *, rows_per_batch: int = 32, threads: int | None = None
     ) -> None:
-        self._folder = revision.folder
+        super().__init__(revision)
         self._rows = rows_per_batch
         self._threads = threads or _cores()
         self._model: Any = None
@@ -68,70 +66,13 @@ class TransformersPolicy:
         """Content hash of the weights that are loaded; empty when none are."""
         return self._revision
 
-    @cached_property
-    def context_length(self) -> int:
-        """Most tokens that prompt and answer may have together."""
-        config = _read_json(self._folder / "config.json")
-        config = config.get("text_config", config)
-        return int(config.get("max_position_embeddings") or config["n_positions"])
-
-    @cached_property
-    def vocabulary(self) -> str:
-        """Hash of the map from tokens to ids."""
-        return self._codec.vocabulary
-
-    @cached_property
-    def stop_ids(self) -> frozenset[int]:
-        """The tokens that end an answer: of the generation config, the model's and the tokenizer's.
-
-        Raises:
-            BadInput: none of them names one, so that no answer would ever end.
-        """
-        named = [_read_json(self._folder / "config.json").get("eos_token_id")]
-        named += [self._tokenizer.eos_token_id]
-        if (self._folder / "generation_config.json").is_file():
-            named.append(_read_json(self._folder / "generation_config.json").get("eos_token_id"))
-        lists = [n if isinstance(n, list) else [n] for n in named]
-        stops = frozenset(int(i) for ids in lists for i in ids if i is not None)
-        if not stops:
-            raise BadInput.at(
-                str(self._folder),
-                "no end token is known, so that no answer would end",
-                "set eos_token_id in its generation_config.json",
-            )
-        return stops
-
-    def encode(self, messages: Sequence[Message]) -> TokenIds:
-        """Render a conversation with the chat template, ready to be answered."""
-        return self._codec.conversation(messages)
-
-    def spell(self, text: str) -> TokenIds:
-        """Return the ids of a whole answer that somebody else wrote, end token included."""
-        end = self._tokenizer.eos_token_id
-        return (*self._codec.plain(text), end if end in self.stop_ids else min(self.stop_ids))
-
-    def reread(self, text: str) -> str:
-        """Return a text as its tokens spell it."""
-        return self._codec.decode(self._codec.plain(text))
-
-    def misrendered(self, messages: Sequence[Message], *, answered: bool) -> str:
-        """Say what the template does to a conversation that it should not, or nothing."""
-        return self._codec.misrendered(messages, answered=answered)
-
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Generation]:
         """Answer each request, in the order given. Requests of one prompt should stand together.
 
         Raises:
             ValueError: a prompt is empty, or leaves no room for `max_tokens`.
         """
-        longest = max((len(r.prompt_ids) for r in requests), default=0)
-        if longest + sampling.max_tokens > self.context_length:
-            raise ValueError(
-                f"a prompt of {longest} and an answer of {sampling.max_tokens} tokens exceed "
-                f"the context of {self.context_length}"
-            )
-        if not all(r.prompt_ids for r in requests):
-            raise ValueError("a prompt holds no token")
+        self.check_room([r.prompt_ids for r in requests], sampling.max_tokens)
         model, stops = self._held(), self.stop_ids
         batches = [requests[i : i + self._rows] for i in range(0, len(requests), self._rows)]
         answers = self._each(lambda batch: sampler.sample(model, batch, sampling, stops), batches)
@@ -152,8 +93,7 @@ class TransformersPolicy:
         Raises:
             ValueError: a prompt is empty, or a pair exceeds the context.
         """
-        if any(not p or len(p) + len(c) > self.context_length for p, c in pairs):
-            raise ValueError(f"a pair is scored with 1 to {self.context_length} tokens")
+        self.check_pairs(pairs)
         model = self._held()
         return self._scored(pairs, lambda batch: sampler.score(model, batch))
 
@@ -165,8 +105,7 @@ class TransformersPolicy:
         Raises:
             ValueError: a prompt is empty, or a pair exceeds the context.
         """
-        if any(not p or len(p) + len(c) > self.context_length for p, c in pairs):
-            raise ValueError(f"a pair is scored with 1 to {self.context_length} tokens")
+        self.check_pairs(pairs)
         model = self._held()
         vocabulary = model.config.get_text_config().vocab_size
         most = max(1, sampler.LOGIT_BYTES // (4 * vocabulary))
@@ -258,16 +197,6 @@ class TransformersPolicy:
             return adapter.fingerprint_adapted(self._adapted)
         return "" if self._model is None else fingerprint_model(self._model)
 
-    @cached_property
-    def _tokenizer(self) -> Any:
-        return transformers.AutoTokenizer.from_pretrained(
-            self._folder, local_files_only=True, trust_remote_code=False
-        )
-
-    @cached_property
-    def _codec(self) -> ChatCodec:
-        return ChatCodec(self._tokenizer)
-
     def _held(self) -> Any:
         if self._model is None:
             raise RuntimeError("no weights are held: load a revision first")
@@ -335,11 +264,6 @@ def _one_core_each() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
 
 
 def _takes_tensors(model: Any, folder: Path) -> bool:

@@ -68,12 +68,15 @@ def make_tiny_model(
     return folder
 
 
-def make_tiny_revision(root: Path, *, seed: int = 0, parent: str | None = None) -> Revision:
-    """Publish a random model as a revision with its canary under `root`."""
+def make_tiny_revision(
+    root: Path, *, seed: int = 0, parent: str | None = None, hidden: int = 32, tied: bool = True
+) -> Revision:
+    """Publish a random model as a revision with its canary under `root`; see `make_tiny_model`."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     root.mkdir(parents=True, exist_ok=True)
-    staging = make_tiny_model(Path(tempfile.mkdtemp(prefix=".staging-", dir=root)), seed=seed)
+    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=root))
+    make_tiny_model(staging, seed=seed, hidden=hidden, tied=tied)
     model = AutoModelForCausalLM.from_pretrained(staging)
     tokenizer = AutoTokenizer.from_pretrained(staging)
     return publish(

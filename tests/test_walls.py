@@ -37,6 +37,7 @@ FORBIDDEN = {
 MAY_IMPORT_TORCH = {
     "policies.transformers",
     "policies.sampler",
+    "policies.engine",
     "policies.reward",
     "policies.convert",
     "trainers.supervised",

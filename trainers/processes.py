@@ -70,8 +70,8 @@ def launch(job_folder: Path, run_folder: Path, count: int, emit: Emit) -> Result
 
 def main() -> None:
     """Work on a job as one of several processes."""
+    from ..policies.child import claim_stdout, die_with_parent
     from .trainer import run_here
-    from .worker import claim_stdout, die_with_parent
 
     die_with_parent()
     events = claim_stdout()

@@ -8,35 +8,19 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import json
 import os
-import queue
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from ..policies import child
 from .trainer import Emit, Result, Status, run_job
-
-_ENVIRONMENT = {
-    # Idle OpenMP threads that spin take the cores from the driver and from other runs.
-    "OMP_WAIT_POLICY": "passive",
-    "TOKENIZERS_PARALLELISM": "false",
-    # Every TRL trainer reports its start to the hub otherwise; a job needs nothing from there.
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_OFFLINE": "1",
-    "PYTHONUNBUFFERED": "1",
-    # The log's last lines are quoted when the process dies; they should be words.
-    "TQDM_DISABLE": "1",
-}
-_LOG_LINES = 5
-"""Last lines of the log that a dead worker's message quotes."""
 
 
 class Worker:
@@ -57,16 +41,11 @@ class Worker:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                # Without -P the working folder is searched first, and this package's own
-                # folder has a types.py, which would hide Python's.
-                "-P",
-                "-m",
-                __name__,
+                *child.command(__name__),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
-                env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": _import_path()},
+                env=child.environment(),
                 start_new_session=True,
             )
         if self._warm:
@@ -134,19 +113,19 @@ class Worker:
             how = signal.Signals(-code).name
         if code == -signal.SIGKILL and _oom_kills() > self._oom_kills:
             status, how = "out_of_memory", "SIGKILL by the system, which ran out of memory"
-        told = " | ".join(_last_lines(self._log))
+        told = child.last_lines(self._log)
         return Result(status=status, message=f"the training process died of {how}: {told}")
 
 
 def main() -> None:
     """Serve jobs from stdin until it closes."""
-    die_with_parent()
-    # A stop of the whole process group is the driver's to handle: it lets the job finish, and a job that
-    # died of it would be a round that failed. The driver's end, and its SIGKILL, end this process too.
-    for stop in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(stop, signal.SIG_IGN)
-    events = claim_stdout()
-    _serve(_lines(sys.stdin), lambda event: print(json.dumps(event), file=events, flush=True))
+    child.die_with_parent()
+    # The driver lets the job finish; a job that died of a stop would be a round that failed.
+    child.leave_stops_to_the_parent()
+    events = child.claim_stdout()
+    _serve(
+        child.lines_of(sys.stdin), lambda event: print(json.dumps(event), file=events, flush=True)
+    )
 
 
 def _serve(next_line: Callable[[], str], emit: Emit) -> None:
@@ -169,40 +148,6 @@ def _serve(next_line: Callable[[], str], emit: Emit) -> None:
             return
 
 
-def _lines(source: TextIO) -> Callable[[], str]:
-    """Read lines in a thread, so that the parent's end is noticed in the middle of a job."""
-    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
-
-    def read() -> None:
-        for line in source:
-            waiting.put(line)
-        os._exit(0)
-
-    threading.Thread(target=read, daemon=True).start()
-    return waiting.get
-
-
-def claim_stdout() -> TextIO:
-    """Keep stdout for events; what libraries print, C code included, goes to stderr."""
-    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return events
-
-
-def die_with_parent() -> None:
-    """Ask Linux for SIGKILL when the parent ends; elsewhere, the closing of stdin tells."""
-    if sys.platform == "linux":
-        death_signal = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None, use_errno=True).prctl(death_signal, signal.SIGKILL, 0, 0, 0)
-
-
-def _import_path() -> str:
-    """Return this process's import path, so that a user's `module:Class` is found there too."""
-    own = Path(__file__).resolve().parent.parent
-    paths = [Path(path or ".").resolve() for path in sys.path]
-    return os.pathsep.join(str(path) for path in paths if path != own)
-
-
 def _oom_kills() -> int:
     """Return how many processes the system has killed for memory; 0 where it does not say."""
     with suppress(OSError):
@@ -211,11 +156,6 @@ def _oom_kills() -> int:
             if name == "oom_kill":
                 return int(value)
     return 0
-
-
-def _last_lines(log: Path) -> list[str]:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [line.strip() for line in lines if line.strip()][-_LOG_LINES:]
 
 
 if __name__ == "__main__":
