@@ -39,7 +39,7 @@ from .operators.improve import Train
 from .prompts import load_prompts, ships
 from .recipe import LEAVE, Recipe, load_recipe
 from .roles import STUDENT, Staging
-from .server_needs import check_servers, check_tokens
+from .server_needs import check_servers
 from .servers import Servers
 
 RECIPE = "recipe.yaml"
@@ -82,7 +82,7 @@ def prepared(recipe: Recipe, place: Place) -> Plan:
     if unfit := check_judges(recipe, folder):
         raise BadInput(*unfit)
     _check_models(recipe, place.cache)
-    if unable := check_servers(recipe):
+    if not (folder / RECIPE).exists() and (unable := check_servers(recipe)):
         raise BadInput(*unable)
     return Plan(_settle(recipe, folder), folder, prompts, stagings, place.cache)
 
@@ -251,8 +251,6 @@ def open_cast(plan: Plan) -> Cast:
                 f"{role.policy} has another tokenizer than the student",
                 "use a teacher of the student's model family, or `distill` with `across: true`",
             )
-    if unread := check_tokens(plan.recipe, student):
-        raise BadInput(*unread)
     servers = Servers(plan.recipe.roles)
     return Cast(plan.folder, initial.id, plan.stagings, policies, others, servers)
 

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..errors import Problem
+from ..errors import BadInput, Problem
 from ..policies.abilities import TOLD, Abilities, Ability, Found, abilities, cost, least
 from ..policies.address import Address, is_address, is_remote
 from ..policies.policy import Policy
@@ -160,17 +160,18 @@ def most_asked(role: Role, wanted: Sequence[Ability]) -> tuple[int, float | None
     return servers * calls, dollars
 
 
-def check_tokens(recipe: Recipe, reader: Policy) -> list[Problem]:
-    """Return which served roles whose log-probs are needed read other tokens than the student.
+def check_tokens(recipe: Recipe, reader: Policy) -> None:
+    """Refuse served roles whose log-probs are needed, and which read other tokens than the student.
 
     Raises:
+        BadInput: there are some.
         TryLater: a server does not answer.
     """
-    reading = {n.role: n.where for n in needs(recipe) if "prompt_log_probs" in n.abilities}
+    reading = {n.role for n in needs(recipe) if "prompt_log_probs" in n.abilities}
 
     async def work() -> list[Problem]:
         problems = []
-        for role in reading:
+        for role in sorted(reading):
             address = address_of(role, recipe.roles[role])
             for url in address.urls:
                 client = Client(_patient(replace(address, url=url)))
@@ -184,7 +185,8 @@ def check_tokens(recipe: Recipe, reader: Policy) -> list[Problem]:
                     problems.append(Problem(f"roles.{role}.policy", told, hint))
         return problems
 
-    return asyncio.run(work()) if reading else []
+    if reading and (problems := asyncio.run(work())):
+        raise BadInput(*problems)
 
 
 def served(roles: Mapping[str, Role]) -> dict[str, Role]:

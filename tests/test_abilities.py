@@ -16,7 +16,7 @@ from test_on_policy import STAND, lesson
 
 from redistill.agents import server_needs
 from redistill.agents.exam_speaker import ExamSpeaker
-from redistill.agents.loop import Place, run
+from redistill.agents.loop import Place, resume, run
 from redistill.agents.recipe import Recipe, load_recipe
 from redistill.agents.remote_speaker import Reader, RemoteSpeaker
 from redistill.agents.roles import Role
@@ -351,6 +351,28 @@ def test_stored_distributions_of_a_served_teacher(tmp_path: Path) -> None:
     assert asked == len(charged) + 4
     told = json.loads((folder / "jobs" / "1" / "job.json").read_text("utf-8"))
     assert not told["held"]
+    server_needs._known.clear()
+    resume(folder, place=Place(tmp_path / "r", cache))  # the server has gone, and nothing asks it
+
+
+def test_a_served_teacher_of_other_tokens_is_refused_before_the_first_answer(
+    tmp_path: Path, teacher: TransformersPolicy
+) -> None:
+    """The run ends with the role's key, and nothing was sampled."""
+
+    class Shifted(FakeVllm):
+        def _read(self, body: Any) -> dict[str, Any]:
+            found = super()._read(body)
+            if isinstance(body["prompt"], str) and len(body["prompt"]) > 60:
+                found["choices"][0]["prompt_token_ids"][0] += 1
+            return found
+
+    train = {"trainer": "distill", "teacher": "teacher", "on_policy": 0, "top_k": 4, "beta": 0}
+    with Shifted(teacher) as server:
+        roles = {"teacher": {"policy": server.url, "model": "m"}}
+        with pytest.raises(BadInput, match=r"roles\.teacher\.policy: .* vocabulary is another one"):
+            run(lesson(tmp_path, STAND, train, roles=roles), place=Place(tmp_path / "r"))
+        assert not any("messages" in body for body in server.bodies)
 
 
 def check_rows(policy: Teaching, rows: list[dict[str, Any]]) -> None:
