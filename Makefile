@@ -12,8 +12,8 @@ NAME    ?=
 # packages of the same name.
 export PYTHONSAFEPATH = 1
 
-.PHONY: setup quickstart control test test-slow lint format schema docs bench bench-store bench-judges bench-train \
-  bench-bakeoff bench-compute bench-self-distill setup-vllm test-vllm clean
+.PHONY: setup quickstart control test test-slow lint format schema docs bench bench-store bench-judges bench-pool \
+  bench-train bench-bakeoff bench-compute bench-self-distill setup-vllm test-vllm clean
 
 setup: $(STAMP)
 
@@ -87,6 +87,10 @@ bench-store: $(STAMP)
 # Processor time of a judge call, beside raw aiohttp and, where it is installed, the OpenAI SDK.
 bench-judges: $(STAMP)
 	$(BIN)/python benchmarks/judges.py
+
+# Two servers as a pool, one of which dies and comes back: about two minutes.
+bench-pool: $(STAMP)
+	$(BIN)/python benchmarks/pool.py
 
 # A DPO job of SmolLM2 beside TRL with a loaded reference and with precomputed log-probs: about ten minutes.
 bench-train: $(STAMP)

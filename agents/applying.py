@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from .operator import BUILTINS, Operator, Progress, RunContext, Turn
 from .operators.curate import Pair, Select, settled, unsettled
 from .recipe import load_recipe
 from .roles import Staging
+from .server_needs import lacking, of_step
 from .stages import RESERVED_STEPS
 
 _WHERE = "step"
@@ -302,14 +303,14 @@ def context_of(store: Store, step: Operator, cache: Path, progress: Progress) ->
         chunk=int(recipe.get("chunk") or 64),
         per_round=(recipe.get("prompts") or {}).get("per_round"),
         threads=os.cpu_count() or 1,
-        cast=_cast(store.folder, step.roles(), student, cache),
+        cast=_cast(store.folder, step, student, cache),
         worker=Worker(store.folder / "worker.log"),
         progress=progress,
     )
 
 
-def _cast(folder: Path, roles: Iterable[str], student: str, cache: Path) -> Cast:
-    wanted = list(roles)
+def _cast(folder: Path, step: Operator, student: str, cache: Path) -> Cast:
+    wanted = list(step.roles())
     if not wanted:
         return Cast(folder, student, {}, {}, {})
     file = folder / RECIPE
@@ -320,6 +321,8 @@ def _cast(folder: Path, roles: Iterable[str], student: str, cache: Path) -> Cast
         if role not in recipe.roles:
             hint = plugins.did_you_mean(role, recipe.roles, "roles are")
             raise BadInput.at(f"{_WHERE}.role", f"unknown role {role!r}", hint)
+    if unable := lacking(recipe.roles, of_step(step)):
+        raise BadInput(*unable)
     stagings = {name: Staging(name, role, recipe.base) for name, role in recipe.roles.items()}
     return open_cast(Plan(recipe, folder, (), stagings, cache))
 

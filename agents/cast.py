@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import WrongWeights
-from ..hashing import row_id
+from ..hashing import content_hash, row_id
 from ..policies.placement import Placement
 from ..policies.policy import Engined, Policy
 from ..policies.proof import prove
 from ..policies.revision import Revision
 from ..store.store import Store, now
 from .handover import Handover
-from .roles import STUDENT, RevisionName, Staging
+from .roles import STUDENT, RevisionName, Staging, reached
 from .servers import Servers
 
 T = TypeVar("T")
@@ -74,7 +74,9 @@ class Cast:
         return self._policies[STUDENT]
 
     def policy(self, role: str) -> Policy:
-        """Return a role's policy, whatever it holds."""
+        """Return a role's policy, whatever it holds; for one behind an address the student's, whose tokens it reads."""
+        if self.servers.serve(role):
+            return self.student
         return self._policies[self._stagings[role].role.policy]
 
     def vocabulary(self, revision: str) -> str | None:
@@ -118,6 +120,10 @@ class Cast:
     ) -> tuple[str, Revision]:
         """Return which policy and which of its revisions a role names at this point of the run."""
         binding = self._stagings[role].role
+        if self.servers.serve(role):
+            # Nobody here can hash its weights: what stands for them is who answers.
+            who = content_hash(["server", reached(binding.policy), binding.model])
+            return binding.policy, Revision(who, Path(), None, None)
         if binding.policy != STUDENT:
             return binding.policy, self._others[binding.policy]
         names: dict[RevisionName, Callable[[], str]] = {

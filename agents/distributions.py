@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, cast
 
 from ..errors import BadInput
 from ..hashing import content_hash
 from ..policies.revision import Revision
+from ..policies.server import Opinion
 from ..store.store import Row, now
 from ..trainers.distill import SELF
+from ..types import TokenIds
 from .job_files import named
 from .operator import Turn
 from .roles import STUDENT
+from .speakers import remote
 
 if TYPE_CHECKING:
     from ..policies.policy import Teaching
 
+Pairs = Sequence[tuple[TokenIds, TokenIds]]
+Thinking = Callable[[Pairs], Awaitable[list[Opinion]]]
 _LEAST_MASS = 0.8
 """Share of a teacher's probability that its likeliest tokens must have, or what is learned is mostly the rest."""
 _AT_ONCE = 64
@@ -87,23 +92,35 @@ def _stored(
     return {(r["completion_id"], r["context"]): (r["top_ids"], r["top_logprobs"]) for r in rows}
 
 
+async def _teacher(turn: Turn, name: str, revision: Revision, k: int) -> Thinking:
+    """Return what tells a teacher's opinions of pairs: its server, or its weights on this machine."""
+    cast_ = turn.run.cast
+    if name != SELF and cast_.servers.serve(name):
+        return lambda pairs: remote(turn).opinions(name, pairs, k)
+    which = STUDENT if name == SELF else named(turn, name)[0]
+    held = await cast_.hold(which, revision, turn.run.store, turn.round)
+    # A plugin, which may be no teacher, is refused when the recipe is read.
+    policy = cast("Teaching", held)
+
+    async def think_of(pairs: Pairs) -> list[Opinion]:
+        told = await cast_.call(policy.distributions, pairs, k)
+        scored = await cast_.call(policy.score, pairs)
+        return [Opinion(own, *each) for each, own in zip(told, scored, strict=True)]
+
+    return think_of
+
+
 async def _ask(turn: Turn, name: str, revision: Revision, rows: Sequence[Row], k: int) -> list[Row]:
     run, found = turn.run, list[Row]()
     if not rows:
         return found
-    which = STUDENT if name == SELF else named(turn, name)[0]
-    held = await run.cast.hold(which, revision, run.store, turn.round)
-    policy = cast(
-        "Teaching", held
-    )  # a plugin, which may be none, is refused when the recipe is read
+    think_of = await _teacher(turn, name, revision, k)
     for begin in range(0, len(rows), _AT_ONCE):
         part = rows[begin : begin + _AT_ONCE]
         pairs = [
             (tuple(r["teacher_prompt_ids"] or r["prompt_ids"]), tuple(r["completion_ids"]))
             for r in part
         ]
-        told = await run.cast.call(policy.distributions, pairs, k)
-        scored = await run.cast.call(policy.score, pairs)
         made = [
             {
                 "completion_id": row["completion_id"],
@@ -111,12 +128,12 @@ async def _ask(turn: Turn, name: str, revision: Revision, rows: Sequence[Row], k
                 "step": turn.step,
                 "revision": revision.id,
                 "context": _context(row),
-                "logprobs": list(own),
-                "top_ids": ids,
-                "top_logprobs": logprobs,
+                "logprobs": list(each.logprobs),
+                "top_ids": each.top_ids,
+                "top_logprobs": each.top_logprobs,
                 "created_at": now(),
             }
-            for row, (ids, logprobs), own in zip(part, told, scored, strict=True)
+            for row, each in zip(part, await think_of(pairs), strict=True)
         ]
         # A transaction of its own: what a teacher was asked once is known even if the step is never finished.
         keys = content_hash([revision.id, k, [_key(row) for row in part]])

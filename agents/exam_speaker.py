@@ -11,9 +11,10 @@ from typing import Self
 from ..policies import catalog
 from ..policies.address import Price, is_remote
 from ..policies.policy import Policy, Sampling
+from ..policies.revision import Revision
 from ..types import Message
 from . import plugins
-from .remote_speaker import RemoteSpeaker
+from .remote_speaker import Reader, RemoteSpeaker
 from .roles import STUDENT, Role, Staging
 from .servers import Servers
 from .speaker import Ask, Given, Measured, Reply, Weighed
@@ -34,8 +35,9 @@ class ExamSpeaker:
         self._stagings = {name: Staging(name, role, base) for name, role in roles.items()}
         self._student, self._base, self._cache = student, base, cache
         self._servers = Servers(roles)
-        self._remote = RemoteSpeaker(self._servers, lambda role: self._stagings[role].system)
+        self._remote = self._speaking_far(None)
         self._held: dict[str, Policy] = {}
+        self._read: Reader | None = None
         self._one = asyncio.Lock()
         """Held while a model of this machine works: two at once would fight for the cores."""
 
@@ -75,10 +77,20 @@ class ExamSpeaker:
     async def logprobs(self, role: str, given: Sequence[Given]) -> list[Measured]:
         """Return the raw log-probs of each token of given answers, spelled by the role's own policy."""
         if self._servers.serve(role):
-            return await self._remote.logprobs(role, given)
+            return await self._speaking_far(await self._reader()).logprobs(role, given)
         asked = [(self._staged(role, g.messages), g.answer, None) for g in given]
         async with self._one:
             return await asyncio.to_thread(measure, await self._policy(role), role, asked)
+
+    def _speaking_far(self, reader: Reader | None) -> RemoteSpeaker:
+        return RemoteSpeaker(self._servers, lambda role: self._stagings[role].system, reader=reader)
+
+    async def _reader(self) -> Reader | None:
+        """Return the student as the one whose tokens a server reads; no weights are loaded for it."""
+        if self._student and self._read is None:
+            _, policy = await asyncio.to_thread(self._made, self._student)
+            self._read = Reader(policy, asyncio.to_thread)
+        return self._read
 
     async def _policy(self, role: str) -> Policy:
         named = self._stagings[role].role.policy
@@ -88,18 +100,19 @@ class ExamSpeaker:
         return self._held[spec]
 
     def _load(self, spec: str) -> Policy:
+        revision, policy = self._made(spec)
+        policy.load(revision)
+        return policy
+
+    def _made(self, spec: str) -> tuple[Revision, Policy]:
         if catalog.is_plugin(spec):
             kind = plugins.find("policies", spec, {}, "student")
-            revision, policy = kind.initial(self._cache), kind()
-        else:
-            from ..policies.transformers import TransformersPolicy
+            return kind.initial(self._cache), kind()
+        from ..policies.transformers import TransformersPolicy
 
-            inside = self._base / spec
-            model = catalog.resolve(str(inside) if inside.is_dir() else spec, cache=self._cache)
-            revision, policy = model.revision, TransformersPolicy(model.revision)
-        policy.load(revision)
-        loaded: Policy = policy
-        return loaded
+        inside = self._base / spec
+        model = catalog.resolve(str(inside) if inside.is_dir() else spec, cache=self._cache)
+        return model.revision, TransformersPolicy(model.revision)
 
     def _staged(self, role: str, messages: Sequence[Message]) -> tuple[Message, ...]:
         """Put the role's system prompt before a conversation; worked examples are for answers only."""

@@ -17,16 +17,15 @@ from typing import Any
 
 from ..errors import Problem
 from ..hashing import content_hash, row_id
-from ..policies.address import is_remote
 from ..store.query import read_rows
 from ..store.store import Row, now
 from . import registry
-from .judge import EXEMPT, Judge, Standing, needs_group, needs_weights, roles_of, standing_of
+from .judge import EXEMPT, Judge, Standing, needs_group, roles_of, standing_of
 from .operator import Operator
 from .operators.feedback import Critique, Judging
 from .operators.improve import Evaluate, Train
 from .recipe import Recipe, Stage
-from .roles import STUDENT, RoleContext
+from .roles import STUDENT, RoleContext, reached
 from .verdicts import Rows
 
 _SNAPSHOT = "store.read.duckdb"
@@ -70,12 +69,12 @@ def seats(recipe: Recipe) -> list[Seat]:
 def _seats(recipe: Recipe, number: int, stage: Stage) -> Iterator[Seat]:
     models = role_models(recipe)
     for step in stage.steps:
-        for judge, spec in _judges(step):
+        for judge, spec in judges_of(step):
             speaks = {role: models.get(role, "") for role in roles_of(judge)}
             yield Seat(number, step.step, judge, spec, not isinstance(step, Evaluate), speaks)
 
 
-def _judges(step: Operator) -> list[tuple[Judge, Any]]:
+def judges_of(step: Operator) -> list[tuple[Judge, Any]]:
     """Return the judges of a step that give labels, rewards or evidence, each with how it is named."""
     if isinstance(step, Train):
         return list(step.reward_judges())
@@ -88,7 +87,7 @@ def role_models(recipe: Recipe) -> dict[str, str]:
     """Return what stands for the model of each role: its policy, its model, and what it is shown first."""
     found = {}
     for name, role in recipe.roles.items():
-        policy = recipe.student if role.policy == STUDENT else role.policy
+        policy = recipe.student if role.policy == STUDENT else reached(role.policy)
         named = f"{policy} {getattr(role, 'model', None) or ''}".strip()
         told = role.context.model_dump(mode="json")
         plain = role.context == RoleContext()
@@ -107,7 +106,7 @@ def check_judges(recipe: Recipe, folder: Path) -> list[Problem]:
         folder: the run's; what it began with still holds.
     """
     found = seats(recipe)
-    problems = list(_weightless(recipe, found))
+    problems: list[Problem] = []
     if recipe.unproven_judge != "allow":
         problems += _unproven(found, _begun_with(folder))
     if recipe.self_judge != "allow":
@@ -115,17 +114,6 @@ def check_judges(recipe: Recipe, folder: Path) -> list[Problem]:
     if recipe.same_judge != "allow":
         problems += _same_judges(found)
     return list(dict.fromkeys(problems))
-
-
-def _weightless(recipe: Recipe, found: list[Seat]) -> Iterator[Problem]:
-    for seat in found:
-        remote = [name for name in seat.roles if is_remote(recipe.roles[name].policy)]
-        if remote and needs_weights(seat.judge):
-            yield Problem(
-                seat.where,
-                f"{seat.judge.name} reads log-probs of given answers, which {remote[0]}'s server does not tell",
-                "give it a role whose model runs on this machine",
-            )
 
 
 def _unproven(found: list[Seat], begun: frozenset[str]) -> Iterator[Problem]:

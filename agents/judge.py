@@ -282,8 +282,13 @@ def let_go(judge: object) -> None:
 
 
 def needs_weights(judge: object) -> bool:
-    """Tell whether a judge reads log-probs, so that its roles' models must be on this machine."""
+    """Tell whether a judge reads log-probs of given answers, which most servers do not tell."""
     return bool(getattr(judge, "needs_weights", False))
+
+
+def needs_choice(judge: object) -> bool:
+    """Tell whether a judge weighs given replies, to which a server must be able to hold its model."""
+    return bool(getattr(judge, "needs_choice", False))
 
 
 def _is_judge(value: object) -> TypeGuard[Judge]:

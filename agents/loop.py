@@ -34,6 +34,7 @@ from .operators.improve import Train
 from .people import parked
 from .recipe import Recipe, load_recipe
 from .round import Graph, build_measurement, build_round, opening
+from .server_needs import check_tokens
 
 TRANSFER = "transfer"
 """A test prompt with this tag is scored and shown beside the gain, and never counts in it."""
@@ -145,6 +146,7 @@ def _run(
         cast = open_cast(plan, placement)
         if not store.rows("SELECT 1 FROM run"):
             check_legible(plan.recipe, plan.prompts, cast.student, progress.note)
+            check_tokens(plan.recipe, cast.student)
         context = run_context(plan, store, cast, worker, progress)
         write_opening(plan, store, cast)
         asyncio.run(_walk_and_close(walk(context) if walk else _walk(plan, context), context))

@@ -41,6 +41,7 @@ from .operators.improve import Train
 from .prompts import load_prompts, ships
 from .recipe import LEAVE, Recipe, load_recipe
 from .roles import STUDENT, Staging
+from .server_needs import check_servers
 from .servers import Servers
 
 RECIPE = "recipe.yaml"
@@ -89,6 +90,8 @@ def prepared(recipe: Recipe, place: Place) -> Plan:
     if unfit := check_judges(recipe, folder):
         raise BadInput(*unfit)
     _check_models(recipe, place.cache)
+    if not (folder / RECIPE).exists() and (unable := check_servers(recipe)):
+        raise BadInput(*unable)
     return Plan(_settle(recipe, folder), folder, prompts, stagings, place.cache)
 
 

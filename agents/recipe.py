@@ -40,7 +40,7 @@ from .operators.curate import Pair, Select, unsettled
 from .operators.feedback import Compare, Score
 from .operators.improve import Evaluate, Train
 from .prompts import PromptSource, locate, ships
-from .roles import STUDENT, Role, RoleContext, check_money, check_roles, describe
+from .roles import STUDENT, Role, RoleContext, check_money, check_roles, describe, reached
 from .stages import expand, is_raw, labels_of, override, step_data, written_at
 from .yaml_lines import line_of, parse
 
@@ -246,7 +246,7 @@ class Recipe(BaseModel):
     def _role_key(self, role: Role) -> dict[str, Any]:
         shot = role.context.few_shot
         return describe(role) | {
-            "policy": _policy_key(role.policy, self.base),
+            "policy": _policy_key(reached(role.policy), self.base),
             "examples": _file_hash(shot.file, self.base) if shot else None,
         }
 
@@ -438,9 +438,10 @@ def _check_teachers(recipe: Recipe, step: Train, where: str) -> list[Problem]:
         if catalog.is_plugin(bound.policy):
             what = f"{role} is a plugin, whose weights a training job cannot hold"
             problems.append(Problem(at, what, "give the role a catalog name, a hub id or a folder"))
-        if is_remote(bound.policy):
-            what = f"{role}'s server does not tell its distributions"
-            problems.append(Problem(at, what, "give the role a model of this machine"))
+        if is_remote(bound.policy) and not getattr(step.load_trainer(), "stored", False):
+            what = f"{role}'s server tells what it thinks of answers that stand only"
+            hint = "say `on_policy: 0` and `top_k: 20`, or give the role a model of this machine"
+            problems.append(Problem(at, what, hint))
         shown = bound.context != RoleContext()
         if bound.policy == STUDENT and bound.revision in ("current", "champion") and not shown:
             what = f"{role} is the student itself, and sees the same: there is nothing to learn"

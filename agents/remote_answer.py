@@ -10,12 +10,13 @@ import json
 from collections.abc import Sequence
 
 from ..hashing import content_hash, row_id, row_seed
+from ..policies.calls import Call, Caller, Outcome
 from ..policies.policy import Sampling
-from ..policies.transport import Call, Client, Outcome
 from ..store.store import Row, content, now
 from ..types import Completion
 from .answer import Answered, Asked, completion_id, facts
 from .operator import Turn
+from .roles import reached
 from .speakers import remote
 
 
@@ -56,9 +57,9 @@ async def answer_remotely(
     return Answered(rows, completions)
 
 
-def _who(client: Client) -> str:
+def _who(client: Caller) -> str:
     """Return what stands for weights that nobody here can hash."""
-    return f"{client.address.url} {client.address.model}"
+    return f"{reached(client.address.url)} {client.address.model}"
 
 
 def _payload(said: Outcome) -> Row:

@@ -14,12 +14,20 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    field_validator,
     model_serializer,
 )
 
 from ..errors import BadInput, Problem
 from ..hashing import content_hash
-from ..policies.address import address_fault, is_address, is_provider, is_remote, key_fault
+from ..policies.address import (
+    address_fault,
+    is_address,
+    is_pool,
+    is_provider,
+    is_remote,
+    key_fault,
+)
 from ..types import Message, Prompt
 from .plugins import did_you_mean
 from .prompts import first_few, read_rows
@@ -74,7 +82,8 @@ class Role(BaseModel):
 
     policy: str = STUDENT
     """`student`, a model as in the recipe's `student` key, an OpenAI-compatible address such as
-    `http://127.0.0.1:8000/v1`, or `provider:model` where LangChain is installed."""
+    `http://127.0.0.1:8000/v1`, a list of such addresses of one model, or `provider:model` where LangChain is
+    installed."""
     revision: RevisionName = "current"
     """current is the champion until `train`, the challenger after; the student's only."""
     context: RoleContext = RoleContext()
@@ -84,11 +93,11 @@ class Role(BaseModel):
     key: str | None = None
     """`env:NAME`, the environment variable that holds the key."""
     concurrency: int | None = Field(None, ge=1, le=20_000)
-    """Calls in flight; 64 where it is left out."""
+    """Calls in flight, at each address; 64 where it is left out."""
     rpm: int | None = Field(None, ge=1)
-    """Most calls a minute."""
+    """Most calls a minute, at each address."""
     tpm: int | None = Field(None, ge=1)
-    """Most tokens a minute."""
+    """Most tokens a minute, at each address."""
     deadline: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Seconds that one call may last, retries included; 120 where it is left out."""
     price: RolePrice | None = None
@@ -96,10 +105,27 @@ class Role(BaseModel):
     answers_as: str | None = None
     """Name by which the server calls the model in its replies, where it is another than `model`."""
 
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _pooled(cls, policy: Any) -> Any:
+        """Write the addresses of a pool as one text, in an order that does not depend on the recipe's."""
+        if not isinstance(policy, list | tuple):
+            if isinstance(policy, str) and len(policy.split()) > 1 and is_address(policy):
+                raise ValueError("several addresses are a list: [http://a/v1, http://b/v1]")
+            return policy
+        if not policy or not all(isinstance(one, str) and is_address(one) for one in policy):
+            raise ValueError("a list is of addresses: [http://a/v1, http://b/v1]")
+        each = [one.strip().rstrip("/") for one in policy]
+        if twice := next((one for one in each if each.count(one) > 1), None):
+            raise ValueError(f"{twice} stands in it twice")
+        return " ".join(sorted(each)) if len(each) > 1 else policy[0]
+
     @model_serializer(mode="wrap")
     def _without_what_is_not_said(self, told: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # A recipe of models of this machine reads, and is hashed, as if these settings did not exist.
         data: dict[str, Any] = told(self)
+        if is_pool(self.policy):
+            data["policy"] = self.policy.split()
         return {k: v for k, v in data.items() if v is not None or k not in REMOTE_ONLY}
 
 
@@ -224,8 +250,8 @@ def _check_remote(role: Role, where: str) -> list[Problem]:
         return [Problem(f"{where}.{n}", "is only for a model at an address", hint) for n in given]
     problems = []
     if is_address(role.policy):
-        if fault := address_fault(role.policy):
-            problems.append(Problem(f"{where}.policy", *fault))
+        faults = map(address_fault, role.policy.split())
+        problems += [Problem(f"{where}.policy", *fault) for fault in faults if fault]
         if not role.model:
             hint = "say `model:` as the server names it; GET /models lists them"
             problems.append(Problem(f"{where}.model", "is needed with an address", hint))
@@ -236,7 +262,13 @@ def _check_remote(role: Role, where: str) -> list[Problem]:
     return problems
 
 
+def reached(policy: str) -> str:
+    """Return what a policy is called in ids. Of a pool its addresses are how a model is reached, and not which."""
+    return "pool" if is_pool(policy) else policy
+
+
 def describe(role: Role) -> dict[str, Any]:
     """Return a role's settings without file paths and without how it is reached, for ids."""
     how: dict[str, Any] = dict.fromkeys(_HOW, True)
-    return role.model_dump(mode="json", exclude=how | {"context": {"few_shot": {"file"}}})
+    told = role.model_dump(mode="json", exclude=how | {"context": {"few_shot": {"file"}}})
+    return told | {"policy": reached(role.policy)}

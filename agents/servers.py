@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 
 from ..hashing import canonical
 from ..policies.address import Address, Price, Secret, is_provider, is_remote
-from ..policies.transport import Client
+from ..policies.calls import Caller
+from ..policies.server import caller_of
 from .roles import REMOTE_ONLY, Role
 
 
@@ -26,8 +27,9 @@ class Servers:
         self, roles: Mapping[str, Role], say: Callable[[str], None] = lambda _: None
     ) -> None:
         self.say = say
-        self._clients: dict[bytes, Client] = {}
+        self._clients: dict[bytes, Caller] = {}
         self._of: dict[str, bytes] = {}
+        self._read: set[tuple[bytes, str]] = set()
         for name, role in roles.items():
             if not is_remote(role.policy):
                 continue
@@ -40,9 +42,16 @@ class Servers:
         """Say whether a role's model is behind an address."""
         return role in self._of
 
-    def client(self, role: str) -> Client:
+    def client(self, role: str) -> Caller:
         """Return the client that calls for a role."""
         return self._clients[self._of[role]]
+
+    def reads(self, role: str, vocabulary: str, *, seen: bool = False) -> bool:
+        """Say whether a role's server was seen to read the tokens of a vocabulary; `seen` notes that it was."""
+        key = (self._of[role], vocabulary)
+        if seen:
+            self._read.add(key)
+        return key in self._read
 
     async def close(self) -> None:
         """Hang up everywhere."""
@@ -53,17 +62,17 @@ class Servers:
         self.say(line)
 
 
-def _client(name: str, role: Role, say: Callable[[str], None]) -> Client:
+def _client(name: str, role: Role, say: Callable[[str], None]) -> Caller:
     address = address_of(name, role)
     if is_provider(role.policy):
         from ..policies.provider import ProviderClient
 
         return ProviderClient(role.policy, address, say)
-    return Client(address, say)
+    return caller_of(address, say)
 
 
 def address_of(name: str, role: Role) -> Address:
-    """Return a role's address, its key read from the environment.
+    """Return a role's address, or all those of its pool, its key read from the environment.
 
     Raises:
         BadInput: the key is not there.

@@ -12,7 +12,7 @@ from ..types import Judgement, Usage
 from .judge import JudgeTask, Mode
 from .local_speaker import LocalSpeaker
 from .operator import Turn
-from .remote_speaker import RemoteSpeaker
+from .remote_speaker import Reader, RemoteSpeaker
 from .speaker import Ask, Given, Measured, Reply, Speaker, Weighed
 from .spending import Spending
 
@@ -100,4 +100,9 @@ def remote(turn: Turn) -> RemoteSpeaker:
     """Return the speaker of the roles behind addresses, which keeps account in the run's store."""
     cast = turn.run.cast
     cast.servers.say = turn.run.progress.note
-    return RemoteSpeaker(cast.servers, lambda role: cast.staging(role).system, Spending(turn))
+    return RemoteSpeaker(
+        cast.servers,
+        lambda role: cast.staging(role).system,
+        Spending(turn),
+        Reader(cast.student, cast.call, cast.vocabulary),
+    )

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..errors import TryLater
 from ..hashing import row_id
-from ..policies.transport import Call, Client, Outcome
+from ..policies.calls import Asking, Caller, Outcome
 from ..store.store import Row, now
 from .operator import Turn
 
@@ -20,16 +20,16 @@ from .operator import Turn
 class Ledger(Protocol):
     """Keeps account of calls."""
 
-    def reserve(self, role: str, client: Client, calls: Sequence[Call]) -> str | None:
+    def reserve(self, role: str, client: Caller, calls: Sequence[Asking]) -> str | None:
         """Set aside the most that calls can cost, and return the reservation's id, where one is kept."""
 
     def charge(
-        self, reservation: str | None, role: str, client: Client, made: Sequence[Made], purpose: str
+        self, reservation: str | None, role: str, client: Caller, made: Sequence[Made], purpose: str
     ) -> None:
         """Keep what calls have cost."""
 
 
-Made = tuple[Call, Outcome]
+Made = tuple[Asking, Outcome]
 
 
 class Spending:
@@ -42,7 +42,7 @@ class Spending:
     def __init__(self, turn: Turn) -> None:
         self._turn = turn
 
-    def reserve(self, role: str, client: Client, calls: Sequence[Call]) -> str | None:
+    def reserve(self, role: str, client: Caller, calls: Sequence[Asking]) -> str | None:
         """Set aside the most that calls can cost.
 
         Raises:
@@ -67,7 +67,7 @@ class Spending:
         return str(row["id"])
 
     def charge(
-        self, reservation: str | None, role: str, client: Client, made: Sequence[Made], purpose: str
+        self, reservation: str | None, role: str, client: Caller, made: Sequence[Made], purpose: str
     ) -> None:
         """Keep what calls have cost, and what was learned on the way."""
         rows = []
@@ -78,7 +78,7 @@ class Spending:
                 | {
                     "reservation_id": reservation,
                     "model": outcome.usage.model,
-                    "host": client.address.host,
+                    "host": outcome.host,
                     "purpose": purpose,
                     "status": outcome.kind,
                     "tokens_in": outcome.usage.tokens_in,
@@ -92,7 +92,7 @@ class Spending:
         if rows:
             self._commit("charge", {"charge": rows, "event": self._events(client)}, rows[0]["id"])
 
-    def _facts(self, role: str, client: Client, table: str, nth: int) -> Row:
+    def _facts(self, role: str, client: Caller, table: str, nth: int) -> Row:
         turn = self._turn
         return {
             "id": row_id(table, run=turn.run.key, round=turn.round, step=turn.step, nth=nth),
@@ -112,24 +112,9 @@ class Spending:
         )
         return int(found["n"])
 
-    def _events(self, client: Client) -> list[Row]:
+    def _events(self, client: Caller) -> list[Row]:
         """Return what is worth keeping of how the server behaved; the same news is one row."""
-        turn, address = self._turn, client.address
-        news: list[tuple[str, dict[str, Any]]] = [
-            (
-                "parameter_left_out",
-                {"model": address.model, "host": address.host, "parameter": name},
-            )
-            for name in client.left_out
-        ]
-        if client.breaker.parked:
-            news.append(
-                (
-                    "waiting_judge",
-                    {"host": address.host, "seconds": round(client.breaker.parked, 3)},
-                )
-            )
-            client.breaker.parked = 0.0
+        turn = self._turn
         return [
             {
                 "id": row_id("event", kind=kind, round=turn.round, step=turn.step, detail=detail),
@@ -139,7 +124,7 @@ class Spending:
                 "detail": json.dumps(detail),
                 "created_at": now(),
             }
-            for kind, detail in news
+            for kind, detail in client.news()
         ]
 
     def _commit(self, what: str, rows: dict[str, list[Row]], identifier: str) -> None:
@@ -149,7 +134,7 @@ class Spending:
         )
 
 
-def cost(client: Client, call: Call, outcome: Outcome) -> tuple[float | None, str | None]:
+def cost(client: Caller, call: Asking, outcome: Outcome) -> tuple[float | None, str | None]:
     """Return the dollars of a call and where they are from; what did not say counts at its most."""
     price = client.address.price
     if price is None:

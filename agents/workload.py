@@ -154,6 +154,11 @@ class Workload:
         for judge, _ in step.reward_judges():
             more, elsewhere = judged(self._recipe, judge, calls, each)
             tokens, remote = tokens + more, remote | elsewhere
+        if getattr(trainer, "stored", False):
+            answers = max(len(self._train), *self._made.values(), 1)
+            for role in step.teachers().values():
+                read = Speech(answers, answers * each, answers)
+                remote |= placed(self._recipe, role, read)[1]
         rows = f"at most {steps} steps of {trainer.batch_size} rollouts"
         return Work(rows, calls, tokens, remote)
 

@@ -27,8 +27,9 @@ from typing import Any
 import aiohttp
 
 from redistill.policies.address import Address, Price, Secret
+from redistill.policies.calls import Call
 from redistill.policies.policy import Sampling
-from redistill.policies.transport import Call, Client
+from redistill.policies.transport import Client
 from redistill.testing import FakeServer
 from redistill.types import Message
 

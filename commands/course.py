@@ -10,6 +10,7 @@ import typer
 from ..errors import BadInput
 from .shared import (
     RUNS,
+    AskServers,
     Json,
     Name,
     Overrides,
@@ -45,12 +46,13 @@ def init(
 def plan(
     recipe: RecipeArg,
     overrides: Overrides = None,
+    ask_servers: AskServers = False,
     as_json: Json = False,
 ) -> None:
-    """Say what a recipe will do, need and cost; loads nothing, pays nothing."""
+    """Say what a recipe will do, need and cost; loads nothing, pays nothing but what --ask-servers asks."""
     from ..report.forecast import forecast, show_forecast
 
-    found = forecast(read_recipe(recipe, overrides), cache_folder(), RUNS)
+    found = forecast(read_recipe(recipe, overrides), cache_folder(), RUNS, ask=ask_servers)
     if as_json:
         print_json(found)
     else:

@@ -254,6 +254,7 @@ def _speaker(
     """Return who speaks for a judge's roles: role -> model, and the speaker; none for a program."""
     from ..agents.exam_speaker import ExamSpeaker
     from ..agents.judge import roles_of
+    from ..agents.server_needs import lacking, of_judge
 
     needed = roles_of(judge)
     if not needed:
@@ -267,6 +268,8 @@ def _speaker(
         )
     named = {role: models[role] for role in needed}
     wanted = {role: bound[role] for role in needed}
+    if unable := lacking(wanted, of_judge(judge, "JUDGE")):
+        raise BadInput(*unable)
     return named, ExamSpeaker(wanted, student, base, cache_folder())
 
 

@@ -7,18 +7,22 @@ from typing import Annotated
 
 import typer
 
-from .shared import RUNS, Json, RunName, Runs, cache_folder, print_json, terminal
+from ..errors import BadInput
+from .shared import RUNS, AskServers, Json, RunName, Runs, cache_folder, print_json, terminal
 
 
 def doctor(
     run: Annotated[str | None, typer.Argument(help="A run to examine too.")] = None,
+    ask_servers: AskServers = False,
     runs: Runs = RUNS,
     as_json: Json = False,
 ) -> None:
-    """Examine this machine, and a run's store and revisions."""
+    """Examine this machine, and a run's store, revisions and servers."""
     from ..report.examine import examine, exit_code, show_examination
 
-    found = examine(runs / run if run else None, cache_folder())
+    if ask_servers and run is None:
+        raise BadInput.at("--ask-servers", "asks the servers of a run", "name the run")
+    found = examine(runs / run if run else None, cache_folder(), ask=ask_servers)
     if as_json:
         print_json(found)
     else:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AskServers = Annotated[
+    bool,
+    typer.Option("--ask-servers", help="Ask each server by a few short calls what it can do."),
+]
 RunName = Annotated[str, typer.Argument(help="Name of the run.", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="A setting as a.b=c; may be given more than once.")

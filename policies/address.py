@@ -73,6 +73,11 @@ def is_address(policy: str) -> bool:
     return policy.startswith(("http://", "https://"))
 
 
+def is_pool(policy: str) -> bool:
+    """Say whether a policy is several addresses of one model."""
+    return is_address(policy) and " " in policy
+
+
 def address_fault(url: str) -> tuple[str, str] | None:
     """Return what is wrong with an address, and what to do."""
     example = "write it as http://host:port/v1"
@@ -105,16 +110,18 @@ class Address:
     """A model behind an OpenAI-compatible address, and how to treat it. Times are in seconds."""
 
     url: str
+    """One address, or those of a pool with spaces between them."""
     model: str
     key: Secret | None = None
     concurrency: int = 64
-    """Calls in flight."""
+    """Calls in flight; of a pool, at each address, as are the next two."""
     rpm: int | None = None
     """Calls a minute."""
     tpm: int | None = None
     """Tokens a minute, read and written."""
     deadline: float = 120.0
-    """Of one call, all its attempts and the pauses between them included; waiting in line is not."""
+    """Of one call, all its attempts and the pauses between them included; waiting in line is not. Of a pool, at
+    each address that it hangs at."""
     price: Price | None = None
     answers_as: str | None = None
     """Name by which the server calls the model in its replies, where it is another than `model`."""
@@ -125,20 +132,26 @@ class Address:
     """Cap of every pause, `Retry-After` included."""
     breaker: int = 5
     """Failures in a row after which nobody calls until a probe has got through."""
+    slowest_probe: float = float("inf")
+    """Cap of the pause between two probes, where it is to be a shorter one than that of other pauses."""
     patience: float = 900.0
     """How long a server may be away before its calls are given up as `waiting`."""
     largest: int = 16 << 20
     """Bytes of a reply; more is `too_big`, and of it only how it begins and a hash are kept."""
 
     @property
-    def host(self) -> str:
-        """Host and port, for people and for the `charge` table."""
-        return urlsplit(self.url).netloc
+    def urls(self) -> tuple[str, ...]:
+        """Each address."""
+        return tuple(self.url.split())
 
     @property
-    def endpoint(self) -> str:
-        """URL of chat completions."""
-        return self.url.rstrip("/") + "/chat/completions"
+    def host(self) -> str:
+        """Host and port, for people and for the `charge` table; of a pool, all of them."""
+        return ", ".join(urlsplit(url).netloc for url in self.urls)
+
+    def endpoint(self, path: str) -> str:
+        """Return the URL of one of its paths."""
+        return f"{self.url.rstrip('/')}/{path}"
 
 
 _PROVIDERS = (

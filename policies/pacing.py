@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 
@@ -47,6 +48,7 @@ class Breaker:
         pause: seconds before the first probe; doubled with each one that fails.
         longest: cap of that pause, in seconds.
         patience: seconds after which `admit` gives up.
+        slowest: another cap of the pause, which what a server asks for may exceed.
         opened: is told when it opens.
     """
 
@@ -56,10 +58,11 @@ class Breaker:
         pause: float,
         longest: float,
         patience: float,
+        slowest: float = math.inf,
         opened: Callable[[], None] = lambda: None,
     ) -> None:
         self._most, self._first, self._longest = failures, pause, longest
-        self._patience, self._told = patience, opened
+        self._patience, self._slowest, self._told = patience, slowest, opened
         self._in_a_row = 0
         self._since: float | None = None
         self._pause = pause
@@ -74,24 +77,38 @@ class Breaker:
         """Whether calls are held back."""
         return self._since is not None
 
+    @property
+    def patience(self) -> float:
+        """Seconds for which a server that is away is still waited for; below 0, no more."""
+        return math.inf if self._since is None else self._since + self._patience - time.monotonic()
+
+    @property
+    def due(self) -> float:
+        """Seconds until the next probe may go, if no other one is on its way."""
+        return 0.0 if self._since is None else max(0.0, self._until - time.monotonic())
+
+    def ask(self) -> bool | None:
+        """Say whether a call may go now: False, it may; True, it may and is the probe; None, it may not."""
+        if self._since is None:
+            return False
+        if self._probing or self.due > 0:
+            return None
+        self._probing = True
+        return True
+
     async def admit(self) -> bool | None:
         """Wait until a call may go; True if it is the probe, None if patience has run out."""
-        while self._since is not None:
-            now = time.monotonic()
-            left = self._since + self._patience - now
-            if left <= 0:
-                return None
-            if not self._probing and now >= self._until:
-                self._probing = True
-                return True
-            wait = left if self._probing else min(left, self._until - now)
+        while (left := self.patience) > 0:
+            if (probe := self.ask()) is not None:
+                return probe
+            wait = left if self._probing else min(left, self.due)
             turn = self._turn
             try:
                 async with asyncio.timeout(wait):
                     await turn.wait()
             except TimeoutError:
                 continue
-        return False
+        return None
 
     def succeeded(self) -> None:
         """Take note that the server has answered."""
@@ -111,7 +128,7 @@ class Breaker:
             self._until = now + min(self._longest, max(self._pause, pause))
             self._told()
         elif self._since is not None and probe:
-            self._pause = min(self._longest, self._pause * 2)
+            self._pause = min(self._longest, self._slowest, self._pause * 2)
             self._until = now + min(self._longest, max(self._pause, pause))
             self.abandoned()
 

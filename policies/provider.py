@@ -14,8 +14,9 @@ from typing import Any
 
 from ..errors import EnvironmentProblem
 from .address import Address
+from .calls import Asking, Call
 from .replies import Read, clean, http_kind, too_big
-from .transport import Call, Client
+from .transport import Client
 
 
 class ProviderClient(Client):
@@ -37,8 +38,10 @@ class ProviderClient(Client):
             )
         self._spec = spec
 
-    async def _send(self, call: Call) -> tuple[Read, float]:
+    async def _send(self, call: Asking) -> tuple[Read, float]:
         """Call once; what a provider's package raises is told by its HTTP status, where it has one."""
+        if not isinstance(call, Call):
+            return Read("bad_request", "LangChain takes conversations only"), 0.0
         try:
             found = _read(await self._model(call).ainvoke(_messages(call)))
         except (TimeoutError, asyncio.CancelledError):

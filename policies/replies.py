@@ -30,6 +30,8 @@ class Kind:
     """Whether the server, and not this call, is at fault; waiting then costs the call no attempt."""
     billed: bool = False
     """Whether it may have been billed without saying so."""
+    elsewhere: bool = False
+    """Whether another server of the same model may well do better, though this one would not."""
 
 
 KINDS: Mapping[str, Kind] = {
@@ -43,16 +45,16 @@ KINDS: Mapping[str, Kind] = {
     "timeout": Kind("timeout", billed=True),
     "too_big": Kind("too_big", billed=True),
     "too_long": Kind("too_big"),
-    "unauthorized": Kind(),
-    "not_found": Kind(),
+    "unauthorized": Kind(elsewhere=True),
+    "not_found": Kind(elsewhere=True),
     "bad_request": Kind(),
-    "redirect": Kind(),
-    "not_json": Kind(billed=True),
-    "no_reply": Kind(),
-    "error_in_ok": Kind(),
+    "redirect": Kind(elsewhere=True),
+    "not_json": Kind(billed=True, elsewhere=True),
+    "no_reply": Kind(elsewhere=True),
+    "error_in_ok": Kind(elsewhere=True),
     "empty": Kind("parse_error"),
     "refused": Kind("refused"),
-    "other_model": Kind(),
+    "other_model": Kind(elsewhere=True),
 }
 
 
@@ -72,30 +74,39 @@ class Read:
     finish: str = ""
     weighed: tuple[tuple[str, float], ...] = ()
     """Most likely first tokens with their log-probs, where they were asked for."""
+    told: Any = None
+    """What else a reply of its kind says."""
     raw: str = ""
     param: str = ""
     """Parameter that the server does not take, where it says so."""
 
 
 def read(http: int, body: bytes) -> Read:
-    """Understand a reply.
+    """Understand a chat completion.
 
     Args:
         http: status code.
         body: all of it, with the key blotted out.
     """
+    data, text = parsed(http, body)
+    return data if isinstance(data, Read) else _answered(data, text)
+
+
+def parsed(http: int, body: bytes) -> tuple[Mapping[str, Any] | Read, str]:
+    """Return the object of a reply of any kind, or what is wrong with it; and the reply's text."""
     text = body.decode("utf-8", "replace")
     try:
         data = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         data = None
     if http != 200:
-        return _failed(http, text, data)
+        return _failed(http, text, data), text
     if not isinstance(data, dict):
-        return Read("not_json", f"200 with no JSON object: {_quoted(text)}", raw=text[:KEPT])
+        told = f"200 with no JSON object: {quoted(text)}"
+        return Read("not_json", told, raw=text[:KEPT]), text
     if data.get("error"):
-        return _error_in_ok(data["error"], text)
-    return _answered(data, text)
+        return _error_in_ok(data["error"], text), text
+    return data, text
 
 
 def clean(text: str) -> str:
@@ -113,7 +124,7 @@ def too_big(largest: int, body: bytes) -> Read:
     head, digest = body[:largest], hashlib.sha256(body[:largest]).hexdigest()
     text = head[:KEPT].decode("utf-8", "replace")
     told = (
-        f"a reply of more than {largest} bytes, the sha256 of so many is {digest}: {_quoted(text)}"
+        f"a reply of more than {largest} bytes, the sha256 of so many is {digest}: {quoted(text)}"
     )
     return Read("too_big", told, raw=clean(text))
 
@@ -122,14 +133,15 @@ def _no_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is no JSON")
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """Return how a text begins, for a reason."""
     return repr(clean(text[:_SHOWN]))
 
 
 def _failed(http: int, text: str, data: Any) -> Read:
     """Tell an HTTP failure's kind."""
     said = _message(data) or text
-    reason = f"HTTP {http}: {_quoted(said)}"
+    reason = f"HTTP {http}: {quoted(said)}"
     kind = http_kind(http)
     if kind == "redirect":
         reason = f"HTTP {http}: redirects are not followed, so that no key leaves"
@@ -199,19 +211,19 @@ def _error_in_ok(error: Any, text: str) -> Read:
     code = error.get("code") if isinstance(error, dict) else None
     inner = _failed(code, text, {"error": error}) if isinstance(code, int) and code >= 400 else None
     kind = inner.kind if inner and KINDS[inner.kind].again else "error_in_ok"
-    return Read(kind, f"an error in a 200: {_quoted(_message({'error': error}))}", raw=text[:KEPT])
+    return Read(kind, f"an error in a 200: {quoted(_message({'error': error}))}", raw=text[:KEPT])
 
 
 def _answered(data: Mapping[str, Any], text: str) -> Read:
     """Read a 200 that is a JSON object; the tokens are known even where the reply is of no use."""
-    tokens_in, cached, out, metered = _usage(data.get("usage"))
+    tokens_in, cached, out, metered = usage_of(data.get("usage"))
     said = data.get("model")
     choices = data.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
     finish, kind = "", "no_reply"
     weighed: tuple[tuple[str, float], ...] = ()
-    what = f"200 without a reply: {_quoted(text)}"
+    what = f"200 without a reply: {quoted(text)}"
     if isinstance(choice, dict) and isinstance(message, dict):
         finish = str(choice.get("finish_reason") or "")
         kind, what = _spoken(message, finish)
@@ -244,7 +256,7 @@ def _spoken(message: Mapping[str, Any], finish: str) -> tuple[str, str]:
     return "empty", f"an empty reply (finish reason {finish or 'unknown'!r})"
 
 
-def _usage(usage: Any) -> tuple[int, int, int, bool]:
+def usage_of(usage: Any) -> tuple[int, int, int, bool]:
     """Return tokens read, of these cached, tokens written with those of reasoning, and whether it says.
 
     Most servers count reasoning among the completion's tokens; some only in the total, some beside it.

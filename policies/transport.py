@@ -16,70 +16,19 @@ import re
 import resource
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
 
-from ..types import Message, Status, Usage
 from .address import Address
+from .calls import Asking, Outcome, Tries
 from .pacing import Breaker, Bucket
-from .policy import Sampling
-from .replies import KINDS, Read, clean, read, too_big
+from .replies import KINDS, Read, too_big
 
-_CHARACTERS_A_TOKEN = 3.5
-_SEEDS = 1 << 31
-"""Some servers keep a seed in 32 bits."""
 _DATED = re.compile(r"[-@:](\d{4}[\d.-]*|\d{3}|latest)")
 """What servers put after a model's name: `-2026-08-06`, `-0613`, `-001`, `:latest`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One conversation that is to be answered."""
-
-    messages: tuple[Message, ...]
-    sampling: Sampling
-    seed: int | None = None
-    schema: Mapping[str, Any] | None = None
-    """JSON Schema of the reply."""
-    options: tuple[str, ...] = ()
-    """Replies that are to be weighed instead: one token is written, with log-probs."""
-
-    def tokens(self) -> float:
-        """Estimate the tokens read and written, for the pace."""
-        asked = sum(len(m.content) for m in self.messages) / _CHARACTERS_A_TOKEN
-        return asked + self.sampling.max_tokens
-
-    def most(self) -> tuple[int, int]:
-        """Return the most tokens that can be read and written: no token is shorter than a byte."""
-        asked = sum(len(m.content.encode("utf-8", "replace")) + 16 for m in self.messages)
-        return asked, self.sampling.max_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a call came to."""
-
-    status: Status
-    text: str
-    """What the model said; of a failure, why."""
-    kind: str = "ok"
-    """A key of `replies.KINDS`: what exactly happened."""
-    usage: Usage = field(default_factory=Usage)
-    """What is known of the cost, all attempts together, also when the reply is of no use."""
-    tokens_cached: int = 0
-    reply: str = ""
-    """The raw body."""
-    finish: str = ""
-    weighed: tuple[tuple[str, float], ...] = ()
-    attempts: int = 0
-    unmetered: int = 0
-    """Attempts that may have been billed and did not say so."""
-    seconds: float = 0.0
-    waiting: bool = False
-    """The server was away for longer than patience lasts: the call says nothing about its task."""
 
 
 class Client:
@@ -88,40 +37,70 @@ class Client:
     Args:
         address: whom to call, and how.
         say: is told in one line what a person should know.
+        alone: whether no other server can answer instead; else also what another one may do better counts as
+            a failure of this one, so that its breaker opens.
     """
 
-    def __init__(self, address: Address, say: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        address: Address,
+        say: Callable[[str], None] = lambda _: None,
+        *,
+        alone: bool = True,
+    ) -> None:
         self.address = address
         self.say = say
         self.failures: Counter[str] = Counter()
         """Attempts that failed, by kind."""
         self.left_out: dict[str, str] = {}
         """Parameters that the model does not take, and what the server said."""
+        self.alone = alone
+        """Whether what another server may do better is no failure of this one."""
         self._session: aiohttp.ClientSession | None = None
         self._slots = asyncio.Semaphore(address.concurrency)
         self._calls = Bucket(address.rpm) if address.rpm else None
         self._tokens = Bucket(address.tpm) if address.tpm else None
         self.breaker = Breaker(
-            address.breaker, address.backoff, address.longest_pause, address.patience, self._away
+            failures=address.breaker,
+            pause=address.backoff,
+            longest=address.longest_pause,
+            patience=address.patience,
+            slowest=address.slowest_probe,
+            opened=self._away,
         )
         self._jitter = random.Random()  # noqa: S311 - spreads retries, is no secret
         self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
 
-    async def call(self, call: Call) -> Outcome:
+    async def call(self, call: Asking) -> Outcome:
         """Make one call. Nothing that a server does raises here."""
-        tries = _Tries(left=self.address.deadline)
+        tries = Tries(left=self.address.deadline)
         while True:
             async with self._slots:
                 probe = await self.breaker.admit()
                 if probe is None:
-                    return tries.outcome(self, waiting=True)
-                await self._pace(call)
-                pause = await self._try(call, tries, probe=probe)
+                    return tries.outcome(self.address, waiting=True)
+                asked = await self.attempt(call, tries, probe=probe)
+            pause = None if asked is None else self.pause(tries, asked)
             if pause is None:
-                return tries.outcome(self)
+                return tries.outcome(self.address)
             if pause:
                 await asyncio.sleep(pause)
                 tries.left -= pause
+
+    def news(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return what is worth keeping of how the server behaved, as event kinds and details."""
+        address = self.address
+        found: list[tuple[str, dict[str, Any]]] = [
+            (
+                "parameter_left_out",
+                {"model": address.model, "host": address.host, "parameter": name},
+            )
+            for name in self.left_out
+        ]
+        if self.breaker.parked:
+            seconds, self.breaker.parked = round(self.breaker.parked, 3), 0.0
+            found.append(("waiting_judge", {"host": address.host, "seconds": seconds}))
+        return found
 
     async def close(self) -> None:
         """Hang up."""
@@ -129,11 +108,21 @@ class Client:
             await self._session.close()
             self._session = None
 
-    async def _try(self, call: Call, tries: _Tries, *, probe: bool) -> float | None:
-        """Make one attempt; return the pause before the next one, or None where there is none."""
-        began = time.monotonic()
+    async def attempt(self, call: Asking, tries: Tries, *, probe: bool) -> float | None:
+        """Post once, and keep what came in `tries`.
+
+        Args:
+            call: what is asked.
+            tries: of the call; its time is spent.
+            probe: whether this attempt tells if the server is back.
+
+        Returns:
+            Where another attempt may help, the seconds that the server asks to wait; else None.
+        """
         try:
-            found, asked_pause = await self._attempt(call, tries.left)
+            await self._pace(call)
+            began = time.monotonic()
+            found, asked = await self._attempt(call, tries.left)
         except BaseException:
             if probe:
                 self.breaker.abandoned()
@@ -141,20 +130,21 @@ class Client:
         tries.left -= time.monotonic() - began
         if found.param and self._learn(found):
             self.breaker.succeeded()
-            return 0.0
+            return await self.attempt(call, tries, probe=False)
         tries.keep(found)
         if found.kind != "ok":
             self.failures[found.kind] += 1
         if self._tokens and found.metered:
             self._tokens.give_back(call.tokens() - found.tokens_in - found.tokens_out)
         kind = KINDS[found.kind]
-        if not kind.again and found.kind != "timeout":
+        if kind.again or found.kind == "timeout" or (kind.elsewhere and not self.alone):
+            self.breaker.failed(probe=probe, pause=asked)
+        elif probe or self.alone or not self.breaker.open:
+            # A server that ends answers what it has begun; where others can answer, only a probe calls it well.
             self.breaker.succeeded()
-            return None
-        self.breaker.failed(probe=probe, pause=asked_pause)
-        return self._next_pause(tries, asked_pause) if kind.again else None
+        return asked if kind.again else None
 
-    def _next_pause(self, tries: _Tries, asked: float) -> float | None:
+    def pause(self, tries: Tries, asked: float) -> float | None:
         """Return how long to wait before the next attempt; None where the call has had its chances."""
         away = KINDS[tries.last.kind].away
         if away and self.breaker.open:
@@ -166,13 +156,13 @@ class Client:
         enough = tries.count < self.address.attempts and tries.left > pause
         return max(pause, 1e-9) if enough else None
 
-    async def _pace(self, call: Call) -> None:
+    async def _pace(self, call: Asking) -> None:
         if self._calls:
             await self._calls.take()
         if self._tokens:
             await self._tokens.take(call.tokens())
 
-    async def _attempt(self, call: Call, left: float) -> tuple[Read, float]:
+    async def _attempt(self, call: Asking, left: float) -> tuple[Read, float]:
         """Post once; return what came and the pause that the server asks for, in seconds."""
         try:
             async with asyncio.timeout(max(left, 0.0)):
@@ -186,16 +176,16 @@ class Client:
         except (aiohttp.ClientError, OSError) as error:
             return Read("reset", f"the connection ended before a reply: {_cause(error)}"), 0.0
 
-    async def _send(self, call: Call) -> tuple[Read, float]:
+    async def _send(self, call: Asking) -> tuple[Read, float]:
         """Post once."""
-        address, body = self.address, self._body(call)
+        address, body = self.address, self._taken(call.body(self.address.model))
         data = json.dumps(body).encode()
         headers = self._headers
         if address.key:
             headers = headers | {"Authorization": f"Bearer {address.key.reveal()}"}
         session = self._open()
         async with session.post(
-            address.endpoint, data=data, headers=headers, allow_redirects=False
+            address.endpoint(call.path), data=data, headers=headers, allow_redirects=False
         ) as response:
             content = await _bounded(response, address.largest)
             whole = len(content) <= address.largest
@@ -204,14 +194,14 @@ class Client:
             if not whole:
                 response.close()
                 return too_big(address.largest, content), 0.0
-            found = read(response.status, content)
+            found = call.read(response.status, content)
             if found.param and found.param not in body:
                 found = replace(found, param="")  # it was not sent: without it nothing changes
             return self._as_asked(found), _retry_after(response.headers.get("Retry-After"))
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            _make_room(self.address.concurrency)
+            make_room(self.address.concurrency)
             self._session = aiohttp.ClientSession(
                 # The default of 100 connections would hold the calls back without a word.
                 connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
@@ -230,26 +220,8 @@ class Client:
         reason = f"{found.model!r} answered for {wanted!r}; if that is right, say `answers_as: {found.model}`"
         return replace(found, kind="other_model", text=reason)
 
-    def _body(self, call: Call) -> dict[str, Any]:
-        sampling = call.sampling
-        body: dict[str, Any] = {
-            "model": self.address.model,
-            "messages": [{"role": m.role, "content": clean(m.content)} for m in call.messages],
-            "max_tokens": sampling.max_tokens,
-            "temperature": sampling.temperature,
-        }
-        if sampling.top_p < 1:
-            body["top_p"] = sampling.top_p
-        if sampling.top_k:
-            body["top_k"] = sampling.top_k
-        if call.seed is not None:
-            body["seed"] = call.seed % _SEEDS
-        if call.schema is not None:
-            schema = {"name": "reply", "strict": True, "schema": dict(call.schema)}
-            body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        if call.options:
-            body |= {"structured_outputs": {"choice": list(call.options)}, "max_tokens": 1}
-            body |= {"logprobs": True, "top_logprobs": 20}
+    def _taken(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return a body without what the model was seen not to take."""
         for name in self.left_out:
             value = body.pop(name, None)
             if name == "max_tokens" and value is not None:
@@ -266,59 +238,12 @@ class Client:
         return True
 
     def _away(self) -> None:
-        self.say(f"waiting for {self.address.host}: {self.address.breaker} failures in a row")
-
-
-@dataclass(slots=True)
-class _Tries:
-    """What the attempts of one call have come to so far."""
-
-    left: float
-    """Seconds of the deadline."""
-    count: int = 0
-    made: int = 0
-    unmetered: int = 0
-    tokens: tuple[int, int, int] = (0, 0, 0)
-    """Read, of these cached, written."""
-    last: Read = field(default_factory=lambda: Read("unreachable", "not called: it was away"))
-    began: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.began = time.monotonic()
-
-    def keep(self, found: Read) -> None:
-        """Take note of an attempt."""
-        self.last = found
-        self.count += 1
-        self.made += 1
-        billed = KINDS[found.kind].billed or found.kind == "ok"
-        self.unmetered += billed and not found.metered
-        a, b, c = self.tokens
-        self.tokens = (a + found.tokens_in, b + found.tokens_cached, c + found.tokens_out)
-
-    def outcome(self, client: Client, *, waiting: bool = False) -> Outcome:
-        """Sum up."""
-        found, price = self.last, client.address.price
-        tokens_in, cached, out = self.tokens
-        known = price is not None and not self.unmetered
-        return Outcome(
-            status=KINDS[found.kind].status,
-            text=found.text,
-            kind=found.kind,
-            usage=Usage(
-                model=found.model or client.address.model,
-                tokens_in=tokens_in,
-                tokens_out=out,
-                dollars=price.of(tokens_in, out) if price and known else None,
-            ),
-            tokens_cached=cached,
-            reply=found.raw,
-            finish=found.finish,
-            weighed=found.weighed,
-            attempts=self.made,
-            unmetered=self.unmetered,
-            seconds=time.monotonic() - self.began,
-            waiting=waiting,
+        told = f"{self.address.breaker} failures in a row"
+        host = self.address.host
+        self.say(
+            f"waiting for {host}: {told}"
+            if self.alone
+            else f"{host} is left out until it is well: {told}"
         )
 
 
@@ -355,7 +280,7 @@ def _cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {getattr(number, 'strerror', None) or type(number).__name__}"
 
 
-def _make_room(connections: int) -> None:
+def make_room(connections: int) -> None:
     """Let the process hold so many connections, as far as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + 512

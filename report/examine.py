@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from ..errors import BadInput
 from ..policies.revision import MANIFEST
 from .console import clean
-from .integrity import Check, examine_run
+from .integrity import Check, State, examine_run
 from .integrity import check as _check
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ _LEAST_MEMORY = 4e9
 """Bytes in which the smallest student of the catalog trains."""
 
 
-def examine(run_folder: Path | None, cache: Path) -> list[Check]:
+def examine(run_folder: Path | None, cache: Path, *, ask: bool = False) -> list[Check]:
     """Examine this machine, and a run where one is given.
 
     Each check: `name`, `state` (ok; note, which stops nothing; bad), `detail`, `fix`; those of a run have
@@ -37,12 +38,35 @@ def examine(run_folder: Path | None, cache: Path) -> list[Check]:
     Args:
         run_folder: the run to examine too.
         cache: where models are kept.
+        ask: whether the run's servers are asked what they can do, by short calls.
 
     Raises:
         BadInput: there is no such run.
     """
     checks = [*_machine(), *_packages(), *_models(cache)]
-    return checks + (examine_run(run_folder) if run_folder else [])
+    if run_folder is None:
+        return checks
+    return checks + examine_run(run_folder) + list(_servers(run_folder, ask=ask))
+
+
+def _servers(run_folder: Path, *, ask: bool) -> Iterator[Check]:
+    """Say what the servers of a run can do; one that does not answer is no fault of the run."""
+    from ..agents.opening import RECIPE
+    from ..agents.recipe import load_recipe
+    from .servers import server_line, servers
+
+    file = run_folder / RECIPE
+    if not file.is_file():
+        return
+    try:
+        recipe = load_recipe(file.read_text("utf-8"), str(file), base=run_folder)
+    except BadInput as error:
+        yield _check("servers", "note", f"not known: {error.problems[0]}")
+        return
+    for row in servers(recipe, ask=ask):
+        fix = "start it, or wait: the run waits for it too" if row["fault"] else ""
+        state: State = "bad" if row["fault"] else "ok" if row["can"] else "note"
+        yield _check(f"server of {row['role']}", state, server_line(row), fix)
 
 
 def exit_code(found: list[Check]) -> int:

@@ -14,9 +14,11 @@ from ..agents.operators.improve import Train
 from ..agents.planning import RunPlan, plan
 from ..agents.prompts import load_prompts
 from ..agents.recipe import Recipe
+from ..agents.server_needs import check_servers
 from ..policies.disk import readable
 from ..types import Prompt
 from .console import clean
+from .servers import server_line, servers
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,13 +31,14 @@ _WAYS = {
 }
 
 
-def forecast(recipe: Recipe, cache: Path, runs: Path) -> Row:
-    """Estimate a run; loads no model, and pays no call.
+def forecast(recipe: Recipe, cache: Path, runs: Path, *, ask: bool = False) -> Row:
+    """Estimate a run; loads no model, and pays no call unless told to.
 
     Args:
         recipe: what would run.
         cache: where models are kept.
         runs: folder of all runs, for the disk that it is on.
+        ask: whether servers are asked what they can do, by short calls.
 
     Raises:
         BadInput: the prompts are wrong.
@@ -45,6 +48,7 @@ def forecast(recipe: Recipe, cache: Path, runs: Path) -> Row:
     known = shapes(recipe, cache, settled(recipe, prompts, cache))
     shape = known[recipe.student]
     found = plan(recipe, prompts, known, runs)
+    behind = servers(recipe, ask=ask)
     return {
         "name": recipe.name,
         "student": recipe.student,
@@ -60,11 +64,20 @@ def forecast(recipe: Recipe, cache: Path, runs: Path) -> Row:
         "smallest_gain": found.smallest_gain if found.heldout else None,
         "calls": {role: calls for role, (calls, _) in found.bill.items()},
         "dollars": _dollars(found),
+        "servers": behind,
         "problems": [
             *(str(problem) for problem in check_judges(recipe, runs / recipe.name)),
             *_problems(recipe, prompts, found),
+            *_unable(recipe, behind, ask=ask),
         ],
     }
+
+
+def _unable(recipe: Recipe, behind: Sequence[Row], *, ask: bool) -> list[str]:
+    """Return a line for each server that does not answer, or cannot do what is needed of it."""
+    if away := [row["fault"] for row in behind if row["fault"]]:
+        return away
+    return [str(problem) for problem in check_servers(recipe)] if ask else []
 
 
 def _memory(found: RunPlan) -> Row:
@@ -159,6 +172,7 @@ def _lines(found: Row) -> list[str]:
         f"evidence  a gain of about {gain:.2f} or more shows four times in five" if gain else
         "evidence  none: no prompt is held out",
         f"cost      {_cost(found)}",
+        *(f"server    {row['role']} at {server_line(row)}" for row in found["servers"]),
     ]  # fmt: skip
 
 

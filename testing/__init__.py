@@ -11,6 +11,7 @@ from typing import Any
 _HOMES = {
     "FakeServer": "fake_server",
     "FakeStudent": "fakes",
+    "FakeVllm": "fake_vllm",
     "JudgeConformance": "conformance",
 }
 

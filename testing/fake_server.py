@@ -66,6 +66,8 @@ class FakeServer:
         drip: seconds between the bytes of the mode `drip`.
         huge: bytes of the mode `huge`.
         script: modes of the first requests, in their order of arrival.
+        port: where it listens; any that is free where it is 0.
+        speed: answers a second at most, one after the other; 0 for no limit.
 
     Attributes:
         counts: requests by mode.
@@ -93,6 +95,8 @@ class FakeServer:
         self.away = "http://localhost:9/v1/chat/completions"
         """Where the mode `redirect` leads."""
         self._drip: float = found["drip"]
+        self.speed: float = found["speed"]
+        self._free_at = 0.0
         self._huge: int = found["huge"]
         self.counts: Counter[str] = Counter()
         self.most_in_flight = 0
@@ -103,7 +107,7 @@ class FakeServer:
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._ended = asyncio.Event()
-        self._port = 0
+        self._port: int = found["port"]
         self._thread = threading.Thread(target=self._serve, name="fake server", daemon=True)
 
     @property
@@ -141,9 +145,11 @@ class FakeServer:
     async def _run(self) -> None:
         app = web.Application(client_max_size=64 << 20)
         app.router.add_post("/v1/chat/completions", self._handle)
+        app.router.add_post("/v1/completions", self._handle)
+        app.router.add_get("/health", _healthy)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0, backlog=4096)
+        site = web.TCPSite(runner, "127.0.0.1", self._port, backlog=4096, reuse_address=True)
         await site.start()
         self._port = runner.addresses[0][1]
         self._ready.set()
@@ -162,8 +168,8 @@ class FakeServer:
                 return _not_taken(refused)
             mode = self._draw(body)
             self.counts[mode] += 1
-            if self.delay:
-                await asyncio.sleep(self.delay)
+            if wait := self.delay + self._queued():
+                await asyncio.sleep(wait)
             return await _ANSWERS.get(mode, _plain)(_Asked(self, request, body, mode))
         finally:
             self._in_flight -= 1
@@ -173,7 +179,7 @@ class FakeServer:
             return self.script.pop(0)
         if len(self.modes) == 1 and sum(self.modes.values()) >= 1:
             return next(iter(self.modes))
-        asked = content_hash(body["messages"])
+        asked = content_hash(body.get("messages") or body.get("prompt"))
         self._seen[asked] += 1
         drawn = int(content_hash([self.seed, asked, self._seen[asked]])[:13], 16) / 16**13
         for mode, share in self.modes.items():
@@ -181,6 +187,20 @@ class FakeServer:
                 return mode
             drawn -= share
         return "ok"
+
+    def _queued(self) -> float:
+        """Return the seconds until a request has had its turn, where answers take their time."""
+        if not self.speed:
+            return 0.0
+        now = self._loop.time()
+        self._free_at = max(now, self._free_at) + 1 / self.speed
+        return self._free_at - now
+
+    def answer(self, body: Mapping[str, Any]) -> web.Response:
+        """Answer a request well: a conversation with a completion; of anything else this server knows nothing."""
+        if "messages" not in body:
+            return _error(404, "Not Found")
+        return web.json_response(self.completion(body))
 
     def completion(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return a good reply to a request."""
@@ -213,6 +233,8 @@ _DEFAULTS: dict[str, Any] = {
     "script": (),
     "drip": 0.5,
     "huge": 200 << 20,
+    "port": 0,
+    "speed": 0.0,
 }
 
 
@@ -227,6 +249,11 @@ class _Asked:
 
 
 Answer = Callable[[_Asked], Awaitable[web.StreamResponse]]
+
+
+async def _healthy(_: web.Request) -> web.Response:
+    """Say that all is well, as real servers do also where nothing is."""
+    return web.Response()
 
 
 def _error(status: int, message: str, **fields: Any) -> web.Response:
@@ -247,7 +274,7 @@ async def _plain(asked: _Asked) -> web.StreamResponse:
     key = request.headers.get("Authorization", "").removeprefix("Bearer ")
     seconds = {"rate_limited_long": "3600"}.get(mode)
     plain: dict[str, Callable[[], web.Response]] = {
-        "ok": lambda: web.json_response(server.completion(body)),
+        "ok": lambda: server.answer(body),
         "html_200": lambda: web.Response(text=page, content_type="text/html"),
         "html_502": lambda: web.Response(text=page, content_type="text/html", status=502),
         # Real servers repeat the key that they refuse.

@@ -429,14 +429,17 @@ def test_what_agreement_cannot_do_is_told_before_anything_runs(tmp_path: Path) -
         asyncio.run(examine(Agreement(), Sitting(starter_exam(), STARTER, "a program")))
 
 
-def test_log_probs_of_answers_need_weights_here(tmp_path: Path) -> None:
-    """A recipe that asks a server for the likelihood of answers is refused before anything runs."""
+def test_log_probs_of_answers_need_a_server_that_tells_them(tmp_path: Path) -> None:
+    """A recipe that asks another one for the likelihood of answers is refused before anything runs."""
     steps = fake_recipe()["round"]
     steps.insert(2, {"score": {"judge": {"likelihood": {"role": "helper"}}, "as": "fluent"}})
     steps[3]["select"]["of"] = "sample"
-    roles = {"helper": {"policy": "http://127.0.0.1:9/v1", "model": "m"}}
-    with pytest.raises(BadInput, match="reads log-probs of given answers"):
-        run(_fake(tmp_path, round=steps, roles=roles), place=Place(tmp_path / "r", tmp_path / "c"))
+    with FakeServer() as server:
+        roles = {"helper": {"policy": server.url, "model": "m"}}
+        recipe = _fake(tmp_path, round=steps, roles=roles)
+        with pytest.raises(BadInput, match="likelihood needs token ids"):
+            run(recipe, place=Place(tmp_path / "r", tmp_path / "c"))
+        assert not any("messages" in body for body in server.bodies)
 
 
 # -- reward models

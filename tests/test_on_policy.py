@@ -424,7 +424,7 @@ def test_teachers_by_tag(tmp_path: Path) -> None:
         (
             {"trainer": "distill", "teacher": "far"},
             {"roles": {"far": {"policy": "http://127.0.0.1:9/v1", "model": "m"}}},
-            "does not tell its distributions",
+            "of answers that stand only",
         ),
         (
             {"trainer": "distill", "teacher": "teacher", "on_policy": 0.5},

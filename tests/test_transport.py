@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 
 from redistill.errors import BadInput
 from redistill.policies.address import Address, Price, Secret, address_fault, is_provider
+from redistill.policies.calls import Call, Outcome
 from redistill.policies.pacing import Breaker, Bucket
 from redistill.policies.policy import Sampling
 from redistill.policies.replies import KEPT, KINDS, read
-from redistill.policies.transport import Call, Client, Outcome
+from redistill.policies.transport import Client
 from redistill.testing.fake_server import FakeServer, Mode
 from redistill.types import Message
 

@@ -36,6 +36,8 @@ class Weighing(Speaking):
 
     rubric: str = "quality"
     """What to look at: a template that ships, or a text file."""
+    needs_choice: ClassVar[bool] = True
+
     brief: bool = False
     """Leave out the fences around the texts, and what is said of them: for a context of a few hundred tokens;
     an answer can then pose as another one."""
