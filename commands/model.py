@@ -9,7 +9,7 @@ import signal
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
@@ -47,14 +47,13 @@ def export(
     gguf goes through llama.cpp's convert_hf_to_gguf.py, where LLAMA_CPP names a checkout or the PATH has it; else the
     whole model is written, and the command to type is printed.
     """
-    from ..policies.exporting import Form
     from ..report.taking_away import FORMS, Away, take_away
 
     if form not in FORMS:
         raise BadInput.at(
             "--format", f"there is no format {form!r}", f"formats: {', '.join(FORMS)}"
         )
-    found = take_away(runs / run, Away(revision, cast("Form", form), out, base), cache_folder())
+    found = take_away(runs / run, Away(revision, form, out, base), cache_folder())
     if as_json:
         print_json(found)
         return

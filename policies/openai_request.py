@@ -201,7 +201,8 @@ def _message(turn: Any, where: str) -> Message:
     content = turn.get("content")
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        content = "".join(parts) if all(isinstance(part, str) for part in parts) else None
+        texts = [part for part in parts if isinstance(part, str)]
+        content = "".join(texts) if len(texts) == len(parts) else None
     if not isinstance(content, str):
         raise Refusal(f"{where}: the content must be text", "messages", "invalid_type")
     return Message(_ROLES[role], content)

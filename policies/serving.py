@@ -225,21 +225,19 @@ async def _in_openais_words(request: web.Request, handler: Handler) -> web.Strea
     try:
         return await handler(request)
     except Refusal as refusal:
-        return web.json_response(refusal.body, status=refusal.status)
+        told = refusal
     except Full:
-        refusal = Refusal("too many requests wait", None, "overloaded", 503)
-        return web.json_response(refusal.body, status=503, headers={"Retry-After": "1"})
+        told = Refusal("too many requests wait", None, "overloaded", 503)
     except web.HTTPRequestEntityTooLarge:
-        refusal = Refusal(f"a request has at most {_LARGEST} bytes", None, "too_large", 413)
-        return web.json_response(refusal.body, status=413)
+        told = Refusal(f"a request has at most {_LARGEST} bytes", None, "too_large", 413)
     except web.HTTPException as error:
         known = "GET /v1/models, POST /v1/chat/completions, POST /v1/completions, GET /health"
-        refusal = Refusal(f"{error.reason}; served are {known}", None, None, error.status)
-        return web.json_response(refusal.body, status=error.status)
+        told = Refusal(f"{error.reason}; served are {known}", None, None, error.status)
     except Exception:  # noqa: BLE001 - whoever asked is told, and the next request may go well
         _LOG.exception("%s %s", request.method, request.path)
-        refusal = Refusal("the server has failed, and says more where it runs", status=500)
-        return web.json_response(refusal.body, status=500)
+        told = Refusal("the server has failed, and says more where it runs", status=500)
+    headers = {"Retry-After": "1"} if told.status == 503 else None
+    return web.json_response(told.body, status=told.status, headers=headers)
 
 
 async def serve(

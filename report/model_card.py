@@ -20,16 +20,17 @@ from .model_facts import ModelFacts
 Row = dict[str, Any]
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _LIBRARY = {"hf": "transformers", "lora": "peft", "merged": "transformers", "gguf": "gguf"}
-_RELATION = {"hf": "finetune", "lora": "adapter", "merged": "finetune", "gguf": "quantized"}
+_RELATION = {"hf": "finetune", "lora": "adapter", "merged": "finetune", "gguf": "finetune"}
 
 
-def model_card(facts: ModelFacts, taken: Taken, base_name: str) -> str:
+def model_card(facts: ModelFacts, taken: Taken, base_name: str, *, elsewhere: bool) -> str:
     """Return the card as Markdown with a header in YAML.
 
     Args:
         facts: what the run knows of the revision.
         taken: what was written, and the check of it.
         base_name: how an adapter names its base.
+        elsewhere: whether others can load that name.
     """
     parts = [
         _intro(facts, taken),
@@ -39,7 +40,7 @@ def model_card(facts: ModelFacts, taken: Taken, base_name: str) -> str:
         _teachers(facts),
         _data(facts),
         _unknown(facts),
-        _use(facts, taken, base_name),
+        _use(facts, taken, base_name if elsewhere else ""),
     ]
     return _header(facts, taken) + "\n" + "\n\n".join("\n".join(part) for part in parts) + "\n"
 
@@ -173,7 +174,7 @@ def _teachers(facts: ModelFacts) -> Iterator[str]:
     if not facts.roles:
         yield "There were no roles beside the student."
         return
-    rows = [
+    spoken = [
         (
             escaped(role["name"]),
             escaped(role["speaks"]),
@@ -182,7 +183,7 @@ def _teachers(facts: ModelFacts) -> Iterator[str]:
         )
         for role in facts.roles
     ]
-    yield from _table(("role", "speaks", "revision", "licence"), rows)
+    yield from _table(("role", "speaks", "revision", "licence"), spoken)
 
 
 def _role_licence(role: Row, origin: Origin) -> str:
@@ -255,11 +256,11 @@ def _use(facts: ModelFacts, taken: Taken, base_name: str) -> Iterator[str]:
 
 def _use_adapter(facts: ModelFacts, taken: Taken, base_name: str) -> Iterator[str]:
     base, _, commit = base_name.partition("@")
-    told = json.dumps(base) + (f", revision={json.dumps(commit)}" if commit else "")
+    told = json.dumps(base or "BASE") + (f", revision={json.dumps(commit)}" if commit else "")
     dtype = "bfloat16" if taken.precision == "nf4" else taken.precision
-    initial = facts.named.revision.base == facts.named.initial.id
-    if not (initial and facts.origin.commit):
-        which = "initial" if initial else short(str(facts.named.revision.base))
+    if not base:
+        base_id = str(facts.named.revision.base)
+        which = "initial" if base_id == facts.named.initial.id else short(base_id)
         yield (
             "The base is no model of the hub. These are its very weights, as a folder: `redistill model export "
             f"{facts.named.run.name} --revision {which} --format hf --out BASE`."

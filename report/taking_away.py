@@ -64,7 +64,9 @@ def take_away(run: Path, wanted: Away, cache: Path) -> dict[str, Any]:
         taken = exporting.take(named.revision, form, folder, base_name)
         if converter is not None:
             folder, taken = _as_gguf(converter, named, folder, taken)
-        (folder / CARD).write_text(model_card(facts, taken, base_name), "utf-8", errors="replace")
+        elsewhere = bool(wanted.base_name) or "@" in base_name
+        card = model_card(facts, taken, base_name, elsewhere=elsewhere)
+        (folder / CARD).write_text(card, "utf-8", errors="replace")
         _publish(folder, wanted.out)
     return _told(named, wanted, taken)
 
@@ -133,8 +135,10 @@ def _as_gguf(converter: list[str], named: Named, folder: Path, taken: Taken) -> 
 def _publish(folder: Path, out: Path) -> None:
     """Wait for the disk, then give the folder its name in one step."""
     folder.chmod(0o755)
-    for path in [*folder.rglob("*"), folder]:
+    for path in folder.iterdir():
+        path.chmod(0o644)  # some libraries write weights that nobody else may read
         sync(path)
+    sync(folder)
     _check_out(out)
     folder.rename(out)
     sync(out.absolute().parent)

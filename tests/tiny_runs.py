@@ -10,10 +10,6 @@ from typing import Any
 from redistill.agents.loop import Place, run
 from redistill.agents.recipe import load_recipe
 from redistill.policies import catalog
-from redistill.policies.policy import Generation, Request, Sampling
-from redistill.policies.revision import Revision
-from redistill.policies.transformers import TransformersPolicy
-from redistill.types import Message
 
 DATA = Path(catalog.__file__).parents[1] / "recipes" / "data" / "tiny.jsonl"
 MOST: dict[str, int] = {"train": 64, "heldout": 40, "test": 16}
