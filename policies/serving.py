@@ -105,6 +105,9 @@ class Endpoint:
         wanted = parse(await request.read(), "text", self.name)
         # A text is spelt as an answer is, without the token that would end it.
         prompts = [p if isinstance(p, tuple) else self.policy.spell(p)[:-1] for p in wanted.prompts]
+        if any(i >= self.policy.tokens for prompt in prompts for i in prompt):
+            what = f"token ids of this model are below {self.policy.tokens}"
+            raise Refusal(what, "prompt", "invalid_value")
         choices = await self._choices(wanted, prompts)
         return await self._reply(
             request, wanted, TextShape(self.name, self.policy.revision), prompts, choices

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from redistill.agents.loop import Place, run
+from redistill.agents.opening import open_cast, prepared, write_opening
 from redistill.agents.recipe import load_recipe
 from redistill.policies import catalog
+from redistill.store.store import Store
 
 DATA = Path(catalog.__file__).parents[1] / "recipes" / "data" / "tiny.jsonl"
 MOST: dict[str, int] = {"train": 64, "heldout": 40, "test": 16}
@@ -48,6 +50,34 @@ def make_tiny_run(base: Path, name: str, *, heldout: int = 40, **settings: Any) 
     (base / "prompts.jsonl").write_text("\n".join(map(json.dumps, few)), "utf-8")
     loaded = load_recipe(json.dumps(recipe), f"{name}.yaml", base=base)
     return run(loaded, place=Place(base / "runs", catalog.default_cache()))
+
+
+def begin_tiny_run(base: Path, name: str) -> Path:
+    """Open a run of the tiny student and go no further: it has its initial revision, and no round."""
+    rows = [{"prompt": f"spell {split}", "split": split} for split in MOST]
+    (base / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    recipe = {
+        "name": name,
+        "student": "tiny",
+        "prompts": {"file": "prompts.jsonl"},
+        "round": [
+            {"sample": {"k": 2, "max_tokens": 44}},
+            {"score": {"judge": "longest"}},
+            {"select": {}},
+            {"train": {"trainer": "sft"}},
+            {"evaluate": {"judge": "longest"}},
+            {"gate": {}},
+        ],
+        "unproven_judge": "allow",
+        "same_judge": "allow",
+    }
+    loaded = load_recipe(json.dumps(recipe), f"{name}.yaml", base=base)
+    plan = prepared(loaded, Place(base / "runs", catalog.default_cache()))
+    store, cast = Store(plan.folder), open_cast(plan)
+    write_opening(plan, store, cast)
+    cast.close()
+    store.close()
+    return plan.folder
 
 
 def _of(rows: Sequence[dict[str, Any]], split: str) -> list[dict[str, Any]]:
