@@ -159,11 +159,12 @@ def test_an_adapter_on_what_the_run_has_trained(bench: Bench, tmp_path: Path) ->
 def test_a_form_that_a_revision_cannot_have(made: Made) -> None:
     """One line with the form that fits, before anything is loaded."""
     revision = made("float32")
-    for one, form, hint in (
+    cases: tuple[tuple[Revision, Form, str], ...] = (
         (revision, "hf", "--format merged"),
         (base(revision), "lora", "--format hf"),
         (base(revision), "merged", "--format hf"),
-    ):
+    )
+    for one, form, hint in cases:
         with pytest.raises(BadInput, match=hint):
             refuse(one, form)
 
