@@ -18,6 +18,7 @@ from .shared import RUNS, Json, RunName, Runs, cache_folder, print_json, termina
 
 app = typer.Typer(help="Take away the model that a run has made.", no_args_is_help=True)
 
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 Which = Annotated[
     str,
     typer.Option("--revision", help="champion, initial, previous, or the beginning of an id."),
@@ -91,6 +92,7 @@ def chat(
     Prompts and verdicts are lines of the terminal or of standard input. Each prompt is a conversation of its own. Its
     feedback may train and is never evaluated on; what overlaps with held-out or test prompts is not kept.
     """
+    from ..agents.chatting import STEP
     from ..policies.policy import Sampling
     from ..report.talking import Talk, talk
 
@@ -105,8 +107,9 @@ def chat(
     counts = ", ".join(f"{count} {name}" for name, count in found.items() if name != "run")
     console.print(counts, highlight=False, markup=False, soft_wrap=True)
     if found["preferred"] + found["edited"]:
-        told = f"redistill export {run} --format preference --what pairs --step chat --out FILE"
-        console.print(f"use it elsewhere: {told}", highlight=False, markup=False, soft_wrap=True)
+        where = "" if runs == RUNS else f" --runs {runs}"
+        told = f"redistill export {run} --format trl --step {STEP} --out FILE{where}"
+        console.print(f"as a file: {told}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _hear(console: Any, asked: str) -> str | None:
@@ -190,7 +193,8 @@ async def _serve(endpoint: Any, told: str, where: tuple[str, int], *, as_json: b
         if as_json:
             print_json({"url": url, "model": endpoint.name, "revision": endpoint.policy.revision})
         else:
-            typer.echo(f"serving {told} at {url} as {endpoint.name!r}; Ctrl-C stops it")
+            open_ = "" if where[0] in _LOOPBACK else "; whoever reaches this address may ask"
+            typer.echo(f"serving {told} at {url} as {endpoint.name!r}; Ctrl-C stops it{open_}")
         sys.stdout.flush()
 
     await work(endpoint, *where, ready, stop)

@@ -33,7 +33,7 @@ Improve = Callable[[str], str | None]
 """Let the person change a text; None where nobody does."""
 LONG, END = "/long", "."
 """What begins and ends a prompt of several lines."""
-_WIDE = 90
+_WIDE = 72
 """Columns of a terminal in which two answers stand beside each other."""
 _KEYS = "1 or 2 is better, t tie, e1 or e2 improve that one, s nothing, q quit> "
 _KEYS_SAME = "both say the same: e1 improve it, s nothing, q quit> "
@@ -167,7 +167,9 @@ class _Session:
         heads = [self._head(place, said) for place, said in enumerate(answers.answers, start=1)]
         texts = [self._text(said) for said in answers.answers]
         if self.console.width >= _WIDE:
-            table = Table(*heads, expand=True, show_lines=False)
+            table = Table(expand=True)
+            for head in heads:
+                table.add_column(head, ratio=1)
             table.add_row(*texts)
             self.console.print(table)
             return
