@@ -141,22 +141,22 @@ class Chat:
             rows["feedback"] = [self._feedback(shown, "preference", prompt, ids[best], ids[other])]
             if shown.answers[best].ended and not shown.same:
                 rows["pair"] = [self._pair(shown, "preference", prompt, ids[best], ids[other])]
-        self._commit(shown, rows, seconds)
+        self._commit(shown, rows)
 
     def improve(self, shown: Shown, place: int, text: str, seconds: float) -> str:
         """Write an answer that a person has made of the one at a place, 0 or 1; return why not, if so."""
         if found := self._incoming.overlap(shown.messages, [text]):
             return str(found["reason"])
         rows, prompt, ids = self._begin(shown)
-        better = self._written(shown, prompt, text, ids[place])
+        better = self._written(shown, prompt, text, ids[place]) | {"seconds": seconds}
         rows["completion"].append(better)
         rows["content"].append(content(text, 0))
         rows["feedback"] = [self._feedback(shown, "edit", prompt, better["id"], ids[place])]
         rows["pair"] = [self._pair(shown, "edit", prompt, better["id"], ids[place])]
-        self._commit(shown, rows, seconds)
+        self._commit(shown, rows)
         return ""
 
-    def _commit(self, shown: Shown, rows: dict[str, list[Row]], seconds: float) -> None:
+    def _commit(self, shown: Shown, rows: dict[str, list[Row]]) -> None:
         found = {name: part for name, part in rows.items() if part}
         if not self.store.rows("SELECT 1 FROM step WHERE round = 0 AND step = ?", [STEP]):
             row = self._about("step", shown, kind="step") | {"position": 0, "operator": STEP}
@@ -166,7 +166,8 @@ class Chat:
                 "settings": "{}",
             }
             found["step"] = [row]
-        self.store.commit(found, round=0, step=STEP, chunk=shown.nth, seconds=seconds)
+        # A person's time is in the verdict; the ledger's is the run's own.
+        self.store.commit(found, round=0, step=STEP, chunk=shown.nth)
 
     def _begin(self, shown: Shown) -> tuple[dict[str, list[Row]], str, list[str]]:
         """Return the rows of the prompt and both answers, the prompt's id, and those of the answers as shown."""
@@ -254,7 +255,6 @@ class Chat:
             "temperature": None,
             "sampling": "{}",
             "tokens": None,
-            "seconds": 0.0,
             "source": SOURCE,
             "licence": "unknown",
         }

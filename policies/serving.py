@@ -23,7 +23,7 @@ from aiohttp import web
 
 from ..hashing import row_seed
 from ..types import TokenIds
-from .batching import Batching, Full
+from .batching import MOST_ROWS, Batching, Full
 from .openai_reply import ChatShape, Choice, Shape, TextShape, Told, choice_of, cut, usage_of
 from .openai_request import Refusal, Wanted, parse
 from .policy import Generation, Request, Sampling, Teaching
@@ -120,6 +120,8 @@ class Endpoint:
             raise Refusal("the prompt holds no token", "prompt", "invalid_value")
         sampling = self._fitted(wanted, prompts)
         asked = [prompt for prompt in prompts for _ in range(wanted.n)]
+        if len(asked) > MOST_ROWS:
+            raise Refusal(f"a request has at most {MOST_ROWS} answers", "n", "invalid_value")
         seed = secrets.randbits(63) if wanted.seed is None else wanted.seed
         seeds = [row_seed(f"serve {seed} {place}") for place in range(len(asked))]
         if wanted.options:

@@ -266,13 +266,14 @@ def test_other_ways_to_be_wrong(
             await asker.post("/v1/chat/completions", b" " * (9 << 20)),
             await asker.post("/v1/completions", {"model": "m", "prompt": [policy.tokens]}),
             await asker.post("/v1/completions", {"model": "m", "prompt": ""}),
+            await asker.post("/v1/completions", {"model": "m", "prompt": ["a"] * 9, "n": 99}),
         ]
         monkeypatch.setattr(batching, "MOST_WAITING", 0)
         found.append(await asker.post("/v1/chat/completions", GREEDY))
         return found
 
     found = with_server(policy, talk)
-    assert [status for status, _ in found] == [404, 405, 413, 400, 400, 503]
+    assert [status for status, _ in found] == [404, 405, 413, 400, 400, 400, 503]
     assert all(isinstance(body["error"]["message"], str) for _, body in found)
 
 
@@ -399,7 +400,9 @@ def test_a_run_learns_from_a_served_teacher(
         described = fake_recipe(rounds=1)
         described["prompts"]["per_round"] = 4
         described["roles"] = {"teacher": {"policy": told["url"], "model": "begun"}}
-        described["round"][0] = {"sample": {"role": "teacher", "k": 2, "max_tokens": 30}}
+        # Greedy: the port is part of what is asked, and would draw other answers each time, also empty ones.
+        sample = {"role": "teacher", "k": 2, "max_tokens": 30, "temperature": 0}
+        described["round"][0] = {"sample": sample}
         rows = fake_prompts(train=4, heldout=4, test=4)
         (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
         loaded = load_recipe(yaml.safe_dump(described), "recipe.yaml", base=tmp_path)
