@@ -20,7 +20,7 @@ from ..errors import BadInput, StoreProblem
 from ..types import TokenIds
 from . import adapter
 from .model_folder import read_model
-from .precision import LEAST_NOISE, Precision, precision_of
+from .precision import LEAST_NOISE, NOISE, Precision, precision_of
 from .revision import (
     MANIFEST,
     Canary,
@@ -42,7 +42,7 @@ _MERGED: dict[Precision, Precision] = {
 }
 
 MERGED_BOUND: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 0.05, "nf4": 0.05}
-"""Nats a token, in the mean, by which a merged model may differ: each sum is rounded to the precision of the weights."""
+"""Nats a token, in the mean and in fp32, by which a merged model may differ: each sum is rounded to the weights' precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,30 +175,50 @@ def _same_adapter(revision: Revision, out: Path) -> Taken:
 
 def _merge(revision: Revision, out: Path) -> Taken:
     """Merge an adapter into its base, and refuse what the rounding has made of it."""
-    base = _base(revision)
-    told, before = _told(revision), _told(base, revision)
-    precision = _MERGED[precision_of(base.folder)]
+    base, told = _base(revision), _told(revision)
+    held = precision_of(base.folder)
+    before, summed = _summed(revision, base, told.sequences)
     _write_merged(revision, base, out)
     check_finite_files(out)
-    bound = MERGED_BOUND[precision_of(base.folder)]
-    spoken = record_canary(opened(out), told.sequences)
-    taken = compared(told, spoken, "merged", precision, bound)
-    change = before.distance(told)
+    found = record_canary(opened(out, "float32"), told.sequences)
+    taken = compared(summed, found, "merged", _MERGED[held], MERGED_BOUND[held])
+    change = before.distance(summed)
     # Rounding may be as large as the change itself: then the merged model is the base again.
-    if change > LEAST_NOISE[precision_of(base.folder)] and taken.distance > change / 3:
+    if change > LEAST_NOISE["float32"] and taken.distance > change / 3:
         raise StoreProblem(
-            f"merging in {precision} loses the adapter: it moves the base by {change:.2g} nats a token, and "
+            f"merging in {taken.precision} loses the adapter: it moves the base by {change:.2g} nats a token, and "
             f"the merged model is {taken.distance:.2g} away from it; use --format lora"
         )
+    if held != "float32":
+        # In low precision a model's own noise is larger than all of this; it must not be larger than that.
+        compared(told, record_canary(opened(out), told.sequences), "merged", held, NOISE[held])
     return taken
 
 
-def _write_merged(revision: Revision, base: Revision, out: Path) -> None:
+def _summed(
+    revision: Revision, base: Revision, sequences: Sequence[TokenIds]
+) -> tuple[Canary, Canary]:
+    """Return what the base and what it with the adapter answer, both in fp32, where a sum is what it should be."""
+    model = _unquantised(base).float()
+    before = record_canary(model, sequences)
+    adapted = adapter.attach(model, revision.folder)
+    summed = record_canary(adapted.get_base_model(), sequences)
+    del model, adapted
+    gc.collect()
+    return before, summed
+
+
+def _unquantised(base: Revision) -> Any:
     model = opened(base.folder)
     if precision_of(base.folder) == "nf4":
         model = model.dequantize()
         # How the four bits were read from files is not how these weights are written; nothing has changed that.
         model._weight_conversions = None
+    return model
+
+
+def _write_merged(revision: Revision, base: Revision, out: Path) -> None:
+    model = _unquantised(base)
     adapted = adapter.attach(model, revision.folder)
     merged = adapted.merge_and_unload(safe_merge=True)
     merged.save_pretrained(out)
@@ -226,22 +246,18 @@ def opened(folder: Path, precision: Precision | None = None) -> Any:
     return model.eval()
 
 
-def _told(revision: Revision, asked: Revision | None = None) -> Canary:
-    """Return what a revision answers on this machine; it must be what it answered where it was made.
-
-    Args:
-        revision: whole, or an adapter.
-        asked: whose canary sequences are asked; the revision's own where it is None.
-    """
-    model = opened((_base(revision) if revision.base else revision).folder)
+def _told(revision: Revision) -> Canary:
+    """Return what a revision answers on this machine; it must be what it answered where it was made."""
+    whole = _base(revision) if revision.base else revision
+    model = opened(whole.folder)
     if revision.base is not None:
         model = adapter.attach(model, revision.folder).get_base_model()
-    spoken = record_canary(model, sequences_of(asked or revision))
+    spoken = record_canary(model, sequences_of(revision))
     del model
     gc.collect()
-    if asked is None and revision.canary is not None:
-        precision = precision_of((_base(revision) if revision.base else revision).folder)
-        distance, bound = spoken.distance(revision.canary), 10 * LEAST_NOISE[precision]
+    if revision.canary is not None:
+        distance = spoken.distance(revision.canary)
+        bound = 10 * LEAST_NOISE[precision_of(whole.folder)]
         if not distance <= bound:
             raise StoreProblem(
                 f"revision {revision.id[:8]} does not answer here as it did where it was made: "

@@ -22,7 +22,7 @@ from redistill.policies import adapter, catalog, exporting, gguf
 from redistill.policies.exporting import Form, refuse, take
 from redistill.policies.policy import Request, Sampling
 from redistill.policies.precision import Precision
-from redistill.policies.revision import Revision
+from redistill.policies.revision import Canary, Revision
 from redistill.policies.transformers import TransformersPolicy
 from redistill.trainers.supervised import SFT
 
@@ -133,8 +133,7 @@ def test_a_merged_model_of_low_precision(tmp_path: Path, made: Made, precision: 
     revision = made(precision)
     found = taken(revision, "merged", tmp_path / "out")
     assert found.precision == "bfloat16"
-    print(found.line)
-    assert found.distance <= found.bound
+    assert 0 < found.distance <= found.bound == 0.05
     config = json.loads((tmp_path / "out/config.json").read_text("utf-8"))
     assert "quantization_config" not in config
     model = loaded(tmp_path / "out")
@@ -211,24 +210,30 @@ def test_a_merge_that_rounding_takes_back_is_refused(
 ) -> None:
     """Within the bound of bfloat16 and yet no nearer to the revision than the base: the adapter is lost."""
     revision = made("bfloat16")
-    told = exporting._told
+    summed = exporting._summed
 
-    def near(one: Revision, asked: Revision | None = None) -> Any:
-        """The revision, moved so near to its base that the bound alone would let the base pass."""
-        found = told(one, asked)
-        if asked is not None:
-            return found
-        under = told(base(one), one)
-        moved = tuple(tuple(b + 0.004 for b in row) for row in under.logprobs)
-        return type(found)(found.sequences, moved)
+    def near(*told: Any) -> tuple[Canary, Canary]:
+        """What an adapter answers that moves its base a little, well within the bound."""
+        before, _ = summed(*told)
+        moved = tuple(tuple(value + 0.004 for value in row) for row in before.logprobs)
+        return before, Canary(before.sequences, moved)
 
     def lost(_: Revision, under: Revision, out: Path) -> None:
         loaded(under.folder).save_pretrained(out)
 
-    monkeypatch.setattr(exporting, "_told", near)
+    monkeypatch.setattr(exporting, "_summed", near)
     monkeypatch.setattr(exporting, "_write_merged", lost)
     with pytest.raises(StoreProblem, match=r"loses the adapter.*--format lora"):
         taken(revision, "merged", tmp_path / "out")
+
+
+def test_a_merge_is_also_asked_in_its_own_precision(
+    tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it says in bfloat16 must be what the revision says, up to the noise of that."""
+    monkeypatch.setitem(exporting.NOISE, "bfloat16", 1e-9)
+    with pytest.raises(StoreProblem, match="answers otherwise"):
+        taken(made("bfloat16"), "merged", tmp_path / "out")
 
 
 def test_a_damaged_revision_is_refused(tmp_path: Path, made: Made) -> None:
