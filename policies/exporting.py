@@ -31,6 +31,8 @@ from .revision import (
     record_canary,
 )
 
+Written = Literal["hf", "lora", "merged"]
+"""What is written here; the converter of llama.cpp makes the other one."""
 Form = Literal["hf", "lora", "merged", "gguf"]
 _OF_ADAPTER = (adapter.CONFIG, "adapter_model.safetensors")
 _OF_LICENCE = ("LICENSE*", "NOTICE*")
@@ -75,7 +77,7 @@ class Taken:
         )
 
 
-def refuse(revision: Revision, form: Form) -> None:
+def refuse(revision: Revision, form: Written) -> None:
     """Refuse a form that a revision cannot have.
 
     Raises:
@@ -95,10 +97,10 @@ def refuse(revision: Revision, form: Form) -> None:
         )
 
 
-_DONE = {"lora": "written alone", "merged": "merged"}
+_DONE: dict[Written, str] = {"lora": "written alone", "merged": "merged"}
 
 
-def size_of(revision: Revision, form: Form) -> int:
+def size_of(revision: Revision, form: Written) -> int:
     """Return about how many bytes a form takes."""
     folder = revision.folder
     if form == "merged":
@@ -107,7 +109,7 @@ def size_of(revision: Revision, form: Form) -> int:
     return 4 * size if form == "merged" and precision_of(folder) == "nf4" else size
 
 
-def take(revision: Revision, form: Form, out: Path, base_name: str) -> Taken:
+def take(revision: Revision, form: Written, out: Path, base_name: str) -> Taken:
     """Write a revision into a folder that exists and is empty, load it anew, and compare.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Any
 from ..agents.held_revision import Named, find_revision
 from ..errors import BadInput, EnvironmentProblem
 from ..policies import exporting, gguf
-from ..policies.exporting import Form, Taken
+from ..policies.exporting import Form, Taken, Written
 from ..policies.origin import Origin
 from ..policies.revision import sync
 from ..store.identify import short
@@ -53,7 +53,7 @@ def take_away(run: Path, wanted: Away, cache: Path) -> dict[str, Any]:
     """
     _check_out(wanted.out)
     named = find_revision(run, wanted.revision)
-    form = _whole_form(named) if wanted.form == "gguf" else wanted.form
+    form: Written = _whole_form(named) if wanted.form == "gguf" else wanted.form
     exporting.refuse(named.revision, form)
     _check_base_name(wanted)
     converter = gguf.find_converter() if wanted.form == "gguf" else None
@@ -71,7 +71,7 @@ def take_away(run: Path, wanted: Away, cache: Path) -> dict[str, Any]:
     return _told(named, wanted, taken)
 
 
-def _whole_form(named: Named) -> Form:
+def _whole_form(named: Named) -> Written:
     """Return the form of the whole model that a converter reads."""
     return "hf" if named.revision.base is None else "merged"
 

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from redistill.errors import BadInput, EnvironmentProblem, StoreProblem
 from redistill.policies import adapter, catalog, exporting, gguf
-from redistill.policies.exporting import Form, refuse, take
+from redistill.policies.exporting import Written, refuse, take
 from redistill.policies.policy import Request, Sampling
 from redistill.policies.precision import Precision
 from redistill.policies.revision import Canary, Revision
@@ -84,7 +84,7 @@ def loaded(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
 
 
-def taken(revision: Revision, form: Form, out: Path, name: str = "tiny") -> exporting.Taken:
+def taken(revision: Revision, form: Written, out: Path, name: str = "tiny") -> exporting.Taken:
     """Take a revision away into a new folder."""
     refuse(revision, form)
     out.mkdir()
@@ -158,7 +158,7 @@ def test_an_adapter_on_what_the_run_has_trained(bench: Bench, tmp_path: Path) ->
 def test_a_form_that_a_revision_cannot_have(made: Made) -> None:
     """One line with the form that fits, before anything is loaded."""
     revision = made("float32")
-    cases: tuple[tuple[Revision, Form, str], ...] = (
+    cases: tuple[tuple[Revision, Written, str], ...] = (
         (revision, "hf", "--format merged"),
         (base(revision), "lora", "--format hf"),
         (base(revision), "merged", "--format hf"),
@@ -176,7 +176,7 @@ def spoilt(file: Path, by: float) -> None:
 
 @pytest.mark.parametrize("form", ["hf", "lora"])
 def test_a_copy_that_went_wrong_is_refused(
-    tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch, form: Form
+    tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch, form: Written
 ) -> None:
     """A weight that is another one after copying is found, however little it is."""
     revision = made("float32")
@@ -231,7 +231,7 @@ def test_a_merge_is_also_asked_in_its_own_precision(
     tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it says in bfloat16 must be what the revision says, up to the noise of that."""
-    monkeypatch.setitem(exporting.NOISE, "bfloat16", 1e-9)
+    monkeypatch.setattr(exporting, "NOISE", {"bfloat16": 1e-9})
     with pytest.raises(StoreProblem, match="answers otherwise"):
         taken(made("bfloat16"), "merged", tmp_path / "out")
 
