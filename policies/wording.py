@@ -36,6 +36,12 @@ class Wording:
         return int(config.get("max_position_embeddings") or config["n_positions"])
 
     @cached_property
+    def tokens(self) -> int:
+        """How many tokens the model knows; every id is below."""
+        config = read_json(self._folder / "config.json")
+        return int(config.get("text_config", config)["vocab_size"])
+
+    @cached_property
     def vocabulary(self) -> str:
         """Hash of the map from tokens to ids."""
         return self._codec.vocabulary
@@ -73,6 +79,10 @@ class Wording:
     def reread(self, text: str) -> str:
         """Return a text as its tokens spell it."""
         return self._codec.decode(self._codec.plain(text))
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return the text of each token by itself; of a control token nothing."""
+        return [self._codec.decode((one,)) for one in ids]
 
     def misrendered(self, messages: Sequence[Message], *, answered: bool) -> str:
         """Say what the template does to a conversation that it should not, or nothing."""

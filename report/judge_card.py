@@ -182,17 +182,17 @@ def biases(record: Record) -> list[dict[str, Any]]:
 def as_markdown(record: Record) -> str:
     """Return the card as Markdown."""
     lines = [
-        f"# Judge card: {_escaped(record.judge)}",
+        f"# Judge card: {escaped(record.judge)}",
         "",
-        f"**{_escaped(headline(record))}**",
+        f"**{escaped(headline(record))}**",
         "",
         f"Verdict: **{record.verdict}**",
         "",
     ]
-    lines += [f"- {_escaped(reason)}" for reason in record.admission.reasons]
+    lines += [f"- {escaped(reason)}" for reason in record.admission.reasons]
     lines += ["", "| " + " | ".join(_COLUMNS) + " |", "|---" + "|---:" * (len(_COLUMNS) - 1) + "|"]
     lines += [
-        "| " + " | ".join(map(_escaped, cells(name, found))) + " |"
+        "| " + " | ".join(map(escaped, cells(name, found))) + " |"
         for name, found in record.admission.slices.items()
     ]
     lines += ["", "| attack | won |", "|---|---:|"]
@@ -200,14 +200,15 @@ def as_markdown(record: Record) -> str:
     lines += (
         ["| all families | not run |"]
         if tried is None
-        else [f"| {_escaped(name)} | {100 * share:.0f} % |" for name, share in tried.items()]
+        else [f"| {escaped(name)} | {100 * share:.0f} % |" for name, share in tried.items()]
     )
     lines += ["", "| fact | |", "|---|---|"]
-    lines += [f"| {name} | {_escaped(text)} |" for name, text in facts(record)]
+    lines += [f"| {name} | {escaped(text)} |" for name, text in facts(record)]
     return "\n".join(lines) + "\n"
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Return a text that Markdown shows as it is: no mark in it is obeyed, no control either."""
     marks = str.maketrans({c: f"\\{c}" for c in "\\|*_`<>[]"})
     return clean(text).translate(marks)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,21 +86,29 @@ class Incoming:
 
     # -- what is left out
 
+    def overlap(self, messages: Sequence[Message], answers: Sequence[str]) -> Row | None:
+        """Return with which held-out or test prompt something overlaps, and why; None where it may train.
+
+        `held_out` is set where it is the very question, which never may.
+        """
+        asked = self._prompts.get(content_hash(messages_text(messages)))
+        if asked is not None and asked[1] != "train":
+            reason = f"equals {asked[1]} prompt {asked[0][:8]}"
+            return {"of": asked[0], "reason": reason, "held_out": True}
+        found = self._guard.hits(asked_text(messages), answers)
+        if not found:
+            return None
+        first = found[0]
+        detail = {"of": first.guarded.prompt_id, "reason": first.reason(), "n": first.n}
+        return detail | {"share": round(first.share, 4), "hits": len(found)}
+
     def _is_contaminated(self, record: Record, line: int, rows: dict[str, list[Row]]) -> bool:
-        """Whether a record must not train; the very question of a held-out prompt never may."""
-        asked = self._prompts.get(content_hash(messages_text(record.messages)))
-        held_out = asked is not None and asked[1] != "train"
-        if asked is not None and held_out:
-            detail: Row = {"of": asked[0], "reason": f"equals {asked[1]} prompt {asked[0][:8]}"}
-        else:
-            answers = [text for text in (record.text, record.other) if text]
-            found = self._guard.hits(asked_text(record.messages), answers)
-            if not found:
-                return False
-            first = found[0]
-            detail = {"of": first.guarded.prompt_id, "reason": first.reason(), "n": first.n}
-            detail |= {"share": round(first.share, 4), "hits": len(found)}
-        drop = held_out or not self.manner.keep_contaminated
+        """Whether a record must not train."""
+        answers = [text for text in (record.text, record.other) if text]
+        detail = self.overlap(record.messages, answers)
+        if detail is None:
+            return False
+        drop = detail.pop("held_out", False) or not self.manner.keep_contaminated
         self._tell("contaminated", line, detail | {"dropped": drop}, rows)
         self.counts["contaminated" if drop else "kept_contaminated"] += 1
         if len(self.hits) < MOST_HITS:
@@ -134,7 +143,7 @@ class Incoming:
     # -- what is written
 
     def _write(self, record: Record, occurrence: int, rows: dict[str, list[Row]]) -> None:
-        prompt = self._prompt(record, rows)
+        prompt = self.prompt(record, rows)
         texts = [record.text] if record.other is None else [record.text, record.other]
         answers = [self._completion(record, prompt, text, rows) for text in texts]
         said = {"kind": record.kind, "parents": answers, "occurrence": occurrence}
@@ -229,8 +238,8 @@ class Incoming:
             **self._source(record),
         }
 
-    def _prompt(self, record: Record, rows: dict[str, list[Row]]) -> str:
-        """Return the id of a record's prompt; write it where the run has no such prompt."""
+    def prompt(self, record: Record, rows: dict[str, list[Row]]) -> str:
+        """Return the id of a record's prompt; where the run has no such one, add it to the rows: to train, never sampled."""
         text = messages_text(record.messages)
         if (known := self._prompts.get(content_hash(text))) is not None:
             return known[0]
