@@ -80,7 +80,12 @@ def chat(
         ),
     ] = False,
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0, max=2)] = 0.0,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 256,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Longest answer, in tokens; 256, or half of the context, without.", min=1
+        ),
+    ] = None,
     author: Annotated[
         str | None, typer.Option(help="Who judges; your name on this computer without.")
     ] = None,
@@ -96,8 +101,9 @@ def chat(
     from ..policies.policy import Sampling
     from ..report.talking import Talk, talk
 
-    sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
-    wanted = Talk(beside, revision, sampling, author or getpass.getuser(), not open_)
+    sampling = Sampling(temperature=temperature, max_tokens=max_tokens or 256)
+    who = author or getpass.getuser()
+    wanted = Talk(beside, revision, sampling, who, not open_, longest=max_tokens is not None)
     console = terminal(stderr=as_json)
     hear = partial(_hear, console)
     found = talk(runs / run, wanted, console, hear, partial(_improve, hear))

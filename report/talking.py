@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ class Talk:
     sampling: Sampling
     author: str
     blind: bool = True
+    longest: bool = True
+    """Whether the answers' length was asked for; else a short context halves it."""
 
 
 def talk(run: Path, wanted: Talk, console: Console, hear: Hear, improve: Improve) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def talk(run: Path, wanted: Talk, console: Console, hear: Hear, improve: Improve
         sides = (Side(pair[0], speaking(pair[0])), Side(pair[1], speaking(pair[1])))
         store = Store(run)
         try:
-            chat = Chat(store, sides, wanted.sampling, wanted.author, wanted.blind)
+            chat = Chat(store, sides, _fitting(wanted, sides), wanted.author, wanted.blind)
             counts = _Session(chat, console, hear, improve).go()
         finally:
             store.close()
@@ -79,6 +81,14 @@ def talk(run: Path, wanted: Talk, console: Console, hear: Hear, improve: Improve
         name: counts[name] for name in ("asked", "preferred", "tied", "edited", "skipped", "barred")
     }
     return {"run": run.name, **told}
+
+
+def _fitting(wanted: Talk, sides: tuple[Side, Side]) -> Sampling:
+    """Return how to sample, so that a prompt of usual length leaves room for an answer."""
+    half = min(side.policy.context_length for side in sides) // 2
+    if wanted.longest or wanted.sampling.max_tokens <= half:
+        return wanted.sampling
+    return replace(wanted.sampling, max_tokens=half)
 
 
 def _pair(run: Path, wanted: Talk) -> tuple[Named, Named]:

@@ -313,6 +313,15 @@ def test_an_editor_changes_a_text(tmp_path: Path) -> None:
     assert in_editor(str(tmp_path / "nothing"), "text") is None
 
 
+def test_a_short_context_shortens_the_usual_answer(folder: Path) -> None:
+    """Where nobody asked for a length, half of the context is left for the prompt; a length that was asked for stands."""
+    usual = Sampling(0.0, max_tokens=512)
+    said, shown = chat(folder, "Spell: cat", "s", sampling=usual, longest=False)
+    assert (said["asked"], "answer may need" in shown) == (1, False)
+    said, shown = chat(folder, "Spell: cat", "s", sampling=usual)
+    assert (said["asked"], "the answer may need 512" in shown) == (0, True)
+
+
 # -- as a person would
 
 
