@@ -27,6 +27,7 @@ from .disk import Need, readable, require
 from .model_folder import folder_problems, stored_precisions
 from .precision import Precision
 from .revision import MANIFEST, Revision
+from .speech import speech_of
 
 Say = Callable[[str], None]
 _WEIGHTS = Path(__file__).parent / "weights"
@@ -99,6 +100,8 @@ def check(student: str, cache: Path) -> None:
     """
     source = _source(student)
     _check_here(source, cache)
+    if source.kind == "folder":
+        speech_of(source.folder)
     if source.kind == "hub" and _pinned(source, cache) is None:
         _require_room(source, cache, _found_on_hub(source, cache))
 

@@ -174,9 +174,10 @@ def test_an_engine_that_stays_up_is_counted_beside_the_trainer(
     assert stays_up(recipe.execution.vllm, apart.placement)
 
 
-def test_an_engine_in_a_process_of_its_own_is_told_its_cards(tmp_path: Path) -> None:
-    """The sampler's cards reach vLLM by name, and the engine stays where the trainer has others."""
+def test_each_engine_is_told_its_cards(tmp_path: Path) -> None:
+    """The sampler's cards reach vLLM by name and torch by number; vLLM stays where the trainer has others."""
     pytest.importorskip("torch")
+    from redistill.policies.transformers import TransformersPolicy
     from redistill.testing.tiny import make_tiny_revision
 
     revision = make_tiny_revision(tmp_path / "revisions")
@@ -185,3 +186,6 @@ def test_an_engine_in_a_process_of_its_own_is_told_its_cards(tmp_path: Path) -> 
     policy = open_engine(revision, "vllm", Vllm(), seat, rank=0)
     assert isinstance(policy, VllmPolicy)
     assert (policy._settings.cards, policy._settings.stays) == ("GPU-a", True)
+    embedded = open_engine(revision, "transformers", Vllm(), seat, rank=0)
+    assert isinstance(embedded, TransformersPolicy)
+    assert str(embedded._device) == "cuda:0"

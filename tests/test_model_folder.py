@@ -63,12 +63,21 @@ def retensor(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def refused(folder: Path, tmp_path: Path, kind: type[Exception] = BadInput) -> str:
-    """Return what resolving a folder says, which is one line for one fault, and leaves nothing behind."""
+    """Return what resolving a folder says, which is one line for one fault, and leaves nothing behind.
+
+    What its tokenizer lacks is told by the check before a run already.
+    """
     cache = tmp_path / "cache"
+    before = ""
+    try:
+        catalog.check(str(folder), cache)
+    except BadInput as error:
+        before = str(error)
     with pytest.raises(kind) as caught:
         catalog.resolve(str(folder), cache=cache)
     assert not [f for f in cache.rglob("*") if f.is_file() and not f.name.endswith(".lock")]
     assert "\n" not in str(caught.value)
+    assert before in ("", str(caught.value))
     return str(caught.value)
 
 
@@ -202,6 +211,13 @@ def test_u43_the_remedy_for_a_missing_template_works(folder: Path, tmp_path: Pat
     policy.load(model.revision)
     ids = policy.encode([Message("user", "Hi")])
     assert policy.generate([Request(ids, 1)], Sampling(max_tokens=2))
+
+
+def test_u44_a_run_is_refused_before_it_has_a_folder(folder: Path, tmp_path: Path) -> None:
+    """What a model cannot say is found before anything of a run is written."""
+    endless(folder)
+    with pytest.raises(BadInput, match="no answer would end"):
+        catalog.check(str(folder), tmp_path / "cache")
 
 
 def test_u43_a_template_that_fails_is_found_before_the_run(folder: Path, tmp_path: Path) -> None:
