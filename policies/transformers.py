@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from ..errors import BadInput, StoreProblem
 from ..types import Message, TokenIds
 from . import adapter, sampler
 from .chat import ChatCodec
+from .cpu import quick
 from .model_folder import read_model
 from .policy import Generation, Request, Sampling
 from .precision import precision_of
@@ -32,6 +34,8 @@ from .revision import Revision, check_finite, fingerprint_model
 
 A = TypeVar("A")
 B = TypeVar("B")
+MOST_PARTS = 16
+"""Into how many parts the rows of a call are cut at most."""
 SCORED_TOKENS = 8192
 """Most tokens, padding included, of one scored batch."""
 _STATEFUL_ROPE = ("dynamic", "longrope")
@@ -133,18 +137,24 @@ class TransformersPolicy:
         if not all(r.prompt_ids for r in requests):
             raise ValueError("a prompt holds no token")
         model, stops = self._held(), self.stop_ids
-        batches = [requests[i : i + self._rows] for i in range(0, len(requests), self._rows)]
-        answers = self._each(lambda batch: sampler.sample(model, batch, sampling, stops), batches)
-        return [
-            Generation(
-                text=self._codec.decode(said.token_ids),
-                token_ids=said.token_ids,
-                logprobs=said.logprobs,
-                finish_reason="stop" if said.ended else "length",
-            )
-            for batch in answers
-            for said in batch
-        ]
+        parts = _parts([r.prompt_ids for r in requests], self._rows)
+
+        def answer(part: list[int]) -> list[sampler.Sampled]:
+            asked = [requests[i] for i in part]
+            return sampler.sample(model, asked, sampling, stops, rows=self._rows)
+
+        with quick(model) if self._device.type == "cpu" else nullcontext():
+            answers = self._each(answer, parts)
+        said = dict(zip(chain(*parts), chain(*answers), strict=True))
+        return [self._generation(said[i]) for i in range(len(requests))]
+
+    def _generation(self, said: sampler.Sampled) -> Generation:
+        return Generation(
+            text=self._codec.decode(said.token_ids),
+            token_ids=said.token_ids,
+            logprobs=said.logprobs,
+            finish_reason="stop" if said.ended else "length",
+        )
 
     def score(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[tuple[float, ...]]:
         """Return the raw log-probs of each (prompt, completion)'s completion tokens.
@@ -319,6 +329,21 @@ class TransformersPolicy:
                 workers, initializer=torch.set_num_threads, initargs=(1,)
             ) as pool:
                 return list(pool.map(inside, batches))
+
+
+def _parts(prompts: Sequence[TokenIds], rows: int) -> list[list[int]]:
+    """Return which rows are sampled one after the other, longest prompts first, those of a prompt together.
+
+    Each part is one worker's. There are two at least where the rows fill more than one batch, and more for more
+    rows, so that few steps are for a handful of rows alone; how many workers there are has no say.
+    """
+    lengths = {prompt: (len(prompt), place) for place, prompt in enumerate(dict.fromkeys(prompts))}
+    order = sorted(range(len(prompts)), key=lambda i: lengths[prompts[i]], reverse=True)
+    if not order:
+        return []
+    count = 1 if len(order) <= rows else min(MOST_PARTS, max(2, len(order) // (2 * rows)))
+    ends = [len(order) * n // count for n in range(count + 1)]
+    return [order[a:b] for a, b in pairwise(ends)]
 
 
 def _cores() -> int:

@@ -37,6 +37,8 @@ FORBIDDEN = {
 MAY_IMPORT_TORCH = {
     "policies.transformers",
     "policies.sampler",
+    "policies.batch",
+    "policies.cpu",
     "policies.reward",
     "policies.convert",
     "trainers.supervised",
