@@ -11,7 +11,7 @@ NAME    ?=
 export PYTHONSAFEPATH = 1
 
 .PHONY: setup quickstart control test test-slow lint format schema docs bench bench-store bench-judges bench-train \
-  bench-bakeoff bench-compute bench-self-distill clean
+  bench-bakeoff bench-compute bench-self-distill bench-sample clean
 
 setup: $(STAMP)
 
@@ -85,6 +85,10 @@ bench-compute: $(STAMP)
 # Self-distillation beside its two controls, on a toy student that has learned to read: about five minutes.
 bench-self-distill: $(STAMP)
 	$(BIN)/python benchmarks/self_distill.py
+
+# Tokens for a second of processor time beside generate, vLLM and llama.cpp: about ten minutes.
+bench-sample: $(STAMP)
+	$(BIN)/python benchmarks/sample.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -7,13 +7,19 @@ model keeps of a token was turned by the token's own position, so it may stand i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from ..types import TokenIds
+
+MOST_PARTS = 16
+"""Into how many parts the rows of a call are cut at most."""
 SPARE = 128
 """Columns beyond those of the longest row, where rows follow each other: what stands is moved this rarely."""
 
@@ -250,3 +256,18 @@ def batch_for(config: Any, rows: int, columns: int, device: torch.device) -> Bat
     if layers and all(type(layer) is DynamicLayer for layer in layers):
         return StandingBatch(rows, columns, len(layers), device)
     return GrowingBatch(rows, device)
+
+
+def parts_of(prompts: Sequence[TokenIds], rows: int) -> list[list[int]]:
+    """Return which rows are sampled one after the other, longest prompts first, those of a prompt together.
+
+    Each part is one worker's. There are two at least where the rows fill more than one batch, and more for more
+    rows, so that few steps are for a handful of rows alone; how many workers there are has no say.
+    """
+    lengths = {prompt: (len(prompt), place) for place, prompt in enumerate(dict.fromkeys(prompts))}
+    order = sorted(range(len(prompts)), key=lambda i: lengths[prompts[i]], reverse=True)
+    if not order:
+        return []
+    count = 1 if len(order) <= rows else min(MOST_PARTS, max(2, len(order) // (2 * rows)))
+    ends = [len(order) * n // count for n in range(count + 1)]
+    return [order[a:b] for a, b in pairwise(ends)]

@@ -21,19 +21,26 @@ from transformers.masking_utils import sdpa_mask
 
 GROUPED = "redistill_grouped"
 """The name of `grouped_attention` among the library's attentions."""
+PACKED_FROM = 128
+"""Fewest tokens for which weights are packed: it takes as long as some thirty of them."""
 SPARE_MEMORY = 2
 """How often the packed weights must fit into the memory that is free."""
 
 
 @contextmanager
-def quick(model: Any) -> Iterator[None]:
+def quick(model: Any, tokens: int) -> Iterator[None]:
     """Let a model on a CPU be quicker inside. Its weights may not change there, and are its own again afterwards.
 
     Only what is known to be equal is exchanged: plain linear layers in float32 or bfloat16, where memory has room for
     a second copy of them, and SDPA attention of models that let it be chosen.
+
+    Args:
+        model: the causal language model.
+        tokens: most that will be said; below `PACKED_FROM` it is not worth it to copy weights.
     """
     with ExitStack() as stack:
-        stack.enter_context(packed(model))
+        if tokens >= PACKED_FROM:
+            stack.enter_context(packed(model))
         stack.enter_context(grouped(model))
         yield
 

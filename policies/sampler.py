@@ -23,6 +23,8 @@ ROWS = 32
 """Rows that are sampled together."""
 PREFILLED = 2048
 """Most tokens of prompts, padding included, that are read at a time while others wait for their turn."""
+SHARED = 64
+"""Fewest tokens that must be saved by reading apart what the prompts of a reading begin with."""
 LOGIT_BYTES = 1 << 27
 """Most memory that the logits of one scored batch take at a time."""
 
@@ -49,8 +51,8 @@ def sample(
 ) -> list[Sampled]:
     """Sample one completion for each request.
 
-    A prompt is prefilled once however many rows share it, longest prompts first, and a row that has ended leaves
-    the batch to the next one that waits. Row i draws by the inverse of its cumulative distribution, with uniforms
+    A prompt is prefilled once however many rows share it, what prompts begin with once for all of them, longest
+    prompts first, and a row that has ended leaves the batch to the next one that waits. Row i draws by the inverse of its cumulative distribution, with uniforms
     of its own seed: which rows share the batch changes its answer no more than rounding does.
 
     Args:
@@ -170,14 +172,50 @@ class _Waiting:
             count = min(count, max(1, self._most // len(self._asked[-1][0])))
         asked, self._asked = self._asked[: -count - 1 : -1], self._asked[:-count]
         device = self._answers.device
-        ids, mask, positions = _left_padded([prompt for prompt, _ in asked], device)
-        cache = DynamicCache(config=self._model.config)
-        logits = _last_logits(self._model, ids, mask, positions, cache)
+        prompts = [prompt for prompt, _ in asked]
+        shared = 0 if self._most is None else _beginning(prompts)
+        cache, logits, lengths = _read(self._model, prompts, shared, device)
         which = torch.tensor([i for i, (_, rows) in enumerate(asked) for _ in rows], device=device)
         rows = torch.tensor([row for _, rows in asked for row in rows], device=device)
         tokens, on = self._answers.say(rows, logits[which])
-        found = Prefilled(cache, ids.shape[1], which, mask.sum(1)[which], rows, tokens)
-        return found.part(on)
+        width = max(map(len, prompts))
+        return Prefilled(cache, width, which, lengths[which], rows, tokens).part(on)
+
+
+def _beginning(prompts: Sequence[TokenIds]) -> int:
+    """Return how many tokens all prompts begin with, or 0 where it is not worth it to read them apart."""
+    differ = (i for i, tokens in enumerate(zip(*prompts, strict=False)) if len(set(tokens)) > 1)
+    # Each prompt is asked for what follows its last token, so that one is no part of it.
+    alike = min(next(differ, len(prompts[0])), len(min(prompts, key=len)) - 1)
+    return alike if alike * (len(prompts) - 1) >= SHARED else 0
+
+
+def _read(
+    model: Any, prompts: Sequence[TokenIds], shared: int, device: torch.device
+) -> tuple[DynamicCache, Tensor, Tensor]:
+    """Prefill prompts, the tokens that they all begin with only once.
+
+    Returns:
+        The cache, padded on the left, the logits of the last tokens, and the prompts' lengths.
+    """
+    ids, mask, positions = _left_padded([prompt[shared:] for prompt in prompts], device)
+    cache = DynamicCache(config=model.config)
+    if not shared:
+        return cache, _last_logits(model, ids, mask, positions, cache), mask.sum(1)
+    _last_logits(model, *_left_padded([prompts[0][:shared]], device), cache)
+    cache.batch_repeat_interleave(len(prompts))
+    mask = torch.cat([mask.new_ones(len(prompts), shared), mask], 1)
+    logits = _last_logits(model, ids, mask, positions + shared, cache)
+    lengths = mask.sum(1)
+    # The padding lies between beginning and end now: it goes to the left.
+    columns = torch.arange(mask.shape[1], device=device)
+    gaps = mask.shape[1] - lengths[:, None]
+    source = torch.where(columns < gaps + shared, (columns - gaps).clamp(min=0), columns)
+    layers: list[Any] = cache.layers
+    for layer in layers:
+        layer.keys = layer.keys.take_along_dim(source[:, None, :, None], 2)
+        layer.values = layer.values.take_along_dim(source[:, None, :, None], 2)
+    return cache, logits, lengths
 
 
 @torch.inference_mode()

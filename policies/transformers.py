@@ -1,8 +1,8 @@
 """The embedded policy: a Hugging Face causal language model in this process, in its folder's precision.
 
-Its sampler is our own: prompts that are shared are prefilled once, ended rows leave the batch, and every
-row has its own generator. Batches are fixed slices of what is asked, so the answers do not depend on how
-many threads work on them.
+Its sampler is our own: what prompts share is read once, rows that end make room for others, and every row has its
+own generator. How rows are cut into parts is fixed by what is asked, so the answers do not depend on how many
+threads work on them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from ..errors import BadInput, StoreProblem
 from ..types import Message, TokenIds
 from . import adapter, sampler
+from .batch import parts_of
 from .chat import ChatCodec
 from .cpu import quick
 from .model_folder import read_model
@@ -34,8 +35,6 @@ from .revision import Revision, check_finite, fingerprint_model
 
 A = TypeVar("A")
 B = TypeVar("B")
-MOST_PARTS = 16
-"""Into how many parts the rows of a call are cut at most."""
 SCORED_TOKENS = 8192
 """Most tokens, padding included, of one scored batch."""
 _STATEFUL_ROPE = ("dynamic", "longrope")
@@ -51,7 +50,7 @@ class TransformersPolicy:
     Args:
         revision: where the tokenizer and the architecture come from.
         rows_per_batch: rows that are sampled together; part of what fixes an answer, up to rounding.
-        threads: batches that run at once, one core each; all cores of this process if None.
+        threads: parts of the rows that are worked on at once, one core each; all cores of this process if None.
     """
 
     def __init__(
@@ -137,13 +136,14 @@ class TransformersPolicy:
         if not all(r.prompt_ids for r in requests):
             raise ValueError("a prompt holds no token")
         model, stops = self._held(), self.stop_ids
-        parts = _parts([r.prompt_ids for r in requests], self._rows)
+        parts = parts_of([r.prompt_ids for r in requests], self._rows)
 
         def answer(part: list[int]) -> list[sampler.Sampled]:
             asked = [requests[i] for i in part]
             return sampler.sample(model, asked, sampling, stops, rows=self._rows)
 
-        with quick(model) if self._device.type == "cpu" else nullcontext():
+        tokens = len(requests) * sampling.max_tokens
+        with quick(model, tokens) if self._device.type == "cpu" else nullcontext():
             answers = self._each(answer, parts)
         said = dict(zip(chain(*parts), chain(*answers), strict=True))
         return [self._generation(said[i]) for i in range(len(requests))]
@@ -329,21 +329,6 @@ class TransformersPolicy:
                 workers, initializer=torch.set_num_threads, initargs=(1,)
             ) as pool:
                 return list(pool.map(inside, batches))
-
-
-def _parts(prompts: Sequence[TokenIds], rows: int) -> list[list[int]]:
-    """Return which rows are sampled one after the other, longest prompts first, those of a prompt together.
-
-    Each part is one worker's. There are two at least where the rows fill more than one batch, and more for more
-    rows, so that few steps are for a handful of rows alone; how many workers there are has no say.
-    """
-    lengths = {prompt: (len(prompt), place) for place, prompt in enumerate(dict.fromkeys(prompts))}
-    order = sorted(range(len(prompts)), key=lambda i: lengths[prompts[i]], reverse=True)
-    if not order:
-        return []
-    count = 1 if len(order) <= rows else min(MOST_PARTS, max(2, len(order) // (2 * rows)))
-    ends = [len(order) * n // count for n in range(count + 1)]
-    return [order[a:b] for a, b in pairwise(ends)]
 
 
 def _cores() -> int:

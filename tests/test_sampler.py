@@ -18,7 +18,7 @@ from transformers import (  # noqa: E402
 
 from redistill.policies import batch, cpu, sampler  # noqa: E402
 from redistill.policies.policy import Request, Sampling  # noqa: E402
-from redistill.policies.transformers import MOST_PARTS, TransformersPolicy, _parts  # noqa: E402
+from redistill.policies.transformers import TransformersPolicy  # noqa: E402
 from redistill.testing.tiny import make_tiny_revision  # noqa: E402
 from redistill.types import TokenIds  # noqa: E402
 
@@ -154,11 +154,31 @@ def test_a_single_prompt_that_is_longer_than_a_reading_is_read(
     ]
 
 
+def test_what_prompts_begin_with_is_read_once(
+    model: Any, windowed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A common beginning is a row of its own, also where one prompt is another's beginning; a window has none."""
+    monkeypatch.setattr(sampler, "SHARED", 20)
+    common = tuple(range(5, 17))
+    ends: list[TokenIds] = [(20, 21, 22, 23, 24), (30,), (20, 21), (40, 41, 42, 43, 44, 45, 46)]
+    asked = [Request(common + end, 10 * i + j) for i, end in enumerate(ends) for j in range(4)]
+    asked.append(Request(common, 99))
+    for held, shapes in ((model, [(1, 11), (5, 8)]), (windowed, [(5, 19)])):
+        counting = Counting(held)
+        sampling = Sampling(temperature=0.9, max_tokens=30)
+        found = sampler.sample(counting, asked, sampling, STOPS)
+        assert [shape for shape in counting.shapes if shape[1] > 1] == shapes
+        expected = alone(held, asked, sampling)
+        assert [one.token_ids for one in found] == [one.token_ids for one in expected]
+        for one, other in zip(found, expected, strict=True):
+            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+
+
 def test_quick_changes_answers_by_rounding_and_leaves_nothing(model: Any) -> None:
     """Tokens are the same, log-probs to 1e-5; afterwards layers and attention are the model's own."""
     sampling = Sampling(temperature=0.9, max_tokens=30)
     plain = sampler.sample(model, requests(), sampling, STOPS)
-    with cpu.quick(model):
+    with cpu.quick(model, cpu.PACKED_FROM):
         assert model.config._attn_implementation == cpu.GROUPED
         assert all("forward" in m.__dict__ for m in model.modules() if type(m) is torch.nn.Linear)
         found = sampler.sample(model, requests(), sampling, STOPS)
@@ -169,9 +189,16 @@ def test_quick_changes_answers_by_rounding_and_leaves_nothing(model: Any) -> Non
     assert not any("forward" in m.__dict__ for m in model.modules())
 
 
+def test_for_a_few_tokens_weights_are_not_packed(model: Any) -> None:
+    """A copy of all weights takes longer than a short answer."""
+    with cpu.quick(model, cpu.PACKED_FROM - 1):
+        assert model.config._attn_implementation == cpu.GROUPED
+        assert not any("forward" in m.__dict__ for m in model.modules())
+
+
 def test_quick_leaves_nothing_when_the_work_fails(model: Any) -> None:
     """An error inside puts everything back, too."""
-    with pytest.raises(ZeroDivisionError), cpu.quick(model):
+    with pytest.raises(ZeroDivisionError), cpu.quick(model, cpu.PACKED_FROM):
         1 / 0  # noqa: B018
     assert model.config._attn_implementation == "sdpa"
     assert not any("forward" in m.__dict__ for m in model.modules())
@@ -222,11 +249,11 @@ def test_weights_that_change_between_calls_speak_at_once(tmp_path: Path) -> None
 def test_parts_hold_each_row_once(count: int) -> None:
     """Rows are cut into parts of which none is empty, longest prompts first and a prompt's rows together."""
     prompts: list[TokenIds] = [(1,) * (1 + i // 4 % 9) for i in range(count)]
-    parts = _parts(prompts, 32)
+    parts = batch.parts_of(prompts, 32)
     order = [i for part in parts for i in part]
     assert sorted(order) == list(range(count))
     lengths = [len(prompts[i]) for i in order]
     assert lengths == sorted(lengths, reverse=True)
-    assert len(parts) <= MOST_PARTS
+    assert len(parts) <= batch.MOST_PARTS
     assert len(parts) == (0 if not count else 1 if count <= 32 else max(2, min(16, count // 64)))
     assert all(parts)
