@@ -1,8 +1,8 @@
 """What makes a model quicker on a CPU for the time of one call, and changes its answers by rounding alone.
 
-A decoding step multiplies few rows by all weights. Left as they are, oneDNN's plainer neighbour spends a third of
-that on bringing the weights into the order that it wants; here they are brought into that order once a call. And
-heads that share keys read them where they stand: the library would copy them once for each head.
+A decoding step multiplies few rows by all weights. From weights as they lie in the file that takes half as long again
+as from weights in oneDNN's own order; here they are brought into that order once a call. And heads that share keys
+read them where they stand: the library would copy them for each head. `docs/sampling.md` has the figures.
 """
 
 from __future__ import annotations
@@ -48,7 +48,15 @@ def quick(model: Any, tokens: int) -> Iterator[None]:
 @contextmanager
 def packed(model: Any) -> Iterator[None]:
     """Give linear layers a copy of their weights in the order that oneDNN reads fastest."""
-    layers: list[Any] = [m for m in model.modules() if type(m) is nn.Linear and _packable(m)]
+    kinds = _packable()
+    layers: list[Any] = [
+        m
+        for m in model.modules()
+        if type(m) is nn.Linear  # a subclass may do something else
+        and m.weight.device.type == "cpu"
+        and m.weight.dtype in kinds
+        and "forward" not in m.__dict__  # somebody else's hook
+    ]
     size = sum(m.weight.numel() * m.weight.element_size() for m in layers)
     if SPARE_MEMORY * size > psutil.virtual_memory().available:
         layers = []
@@ -61,17 +69,13 @@ def packed(model: Any) -> Iterator[None]:
             layer.__dict__.pop("forward", None)
 
 
-def _packable(layer: nn.Linear) -> bool:
-    weight = layer.weight
-    kinds = [torch.float32]
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        kinds.append(torch.bfloat16)
-    return (
-        torch.backends.mkldnn.is_available()
-        and weight.device.type == "cpu"
-        and weight.dtype in kinds
-        and "forward" not in layer.__dict__  # somebody else's hook
-    )
+def _packable() -> tuple[torch.dtype, ...]:
+    """Return the precisions that oneDNN multiplies on this processor."""
+    if not torch.backends.mkldnn.is_available():
+        return ()
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return (torch.float32,)
+    return (torch.float32, torch.bfloat16)
 
 
 def _multiplied(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
