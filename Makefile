@@ -13,7 +13,8 @@ NAME    ?=
 export PYTHONSAFEPATH = 1
 
 .PHONY: setup quickstart control test test-slow lint format schema docs bench bench-store bench-judges bench-pool \
-  bench-train bench-bakeoff bench-compute bench-self-distill setup-vllm test-vllm clean
+  bench-train bench-bakeoff bench-compute bench-self-distill bench-sample \
+  setup-vllm test-vllm clean
 
 setup: $(STAMP)
 
@@ -112,6 +113,10 @@ bench-compute: $(STAMP)
 # Self-distillation beside its two controls, on a toy student that has learned to read: about five minutes.
 bench-self-distill: $(STAMP)
 	$(BIN)/python benchmarks/self_distill.py
+
+# Tokens for a second of processor time beside generate, vLLM and llama.cpp: about ten minutes.
+bench-sample: $(STAMP)
+	$(BIN)/python benchmarks/sample.py
 
 clean:
 	rm -rf $(VENV) $(VVENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

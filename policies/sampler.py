@@ -6,7 +6,7 @@ the prefill too: without them the text is garbled, and nothing complains.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,15 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ..types import TokenIds
+from .batch import SPARE, Batch, Prefilled, StandingBatch, batch_for
 from .policy import LOGIT_BYTES as LOGIT_BYTES
+from .policy import ROWS_TOGETHER as ROWS
 from .policy import Request, Sampling
+
+PREFILLED = 2048
+"""Most tokens of prompts, padding included, that are read at a time while others wait for their turn."""
+SHARED = 64
+"""Fewest tokens that must be saved by reading apart what the prompts of a reading begin with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,51 +40,180 @@ class Sampled:
 
 @torch.inference_mode()
 def sample(
-    model: Any, requests: Sequence[Request], sampling: Sampling, stop_ids: frozenset[int]
+    model: Any,
+    requests: Sequence[Request],
+    sampling: Sampling,
+    stop_ids: frozenset[int],
+    *,
+    rows: int = ROWS,
 ) -> list[Sampled]:
     """Sample one completion for each request.
 
-    A prompt is prefilled once however many rows share it, and a row that has ended leaves the batch. Row i
-    draws by the inverse of its cumulative distribution, with uniforms of its own seed: which rows share
-    the batch changes its answer no more than rounding does.
+    A prompt is prefilled once however many rows share it, what prompts begin with once for all of them, longest
+    prompts first, and a row that has ended leaves the batch to the next one that waits. Row i draws by the inverse of its cumulative distribution, with uniforms
+    of its own seed: which rows share the batch changes its answer no more than rounding does.
+
+    Args:
+        model: the causal language model.
+        requests: what is wanted, each with at least one token.
+        sampling: how to draw.
+        stop_ids: tokens that end an answer.
+        rows: most that are answered at a time. Models whose cache is not of all that was said (sliding
+            windows, states) answer so many rows after another, with none that follow on others.
     """
     device = next(model.parameters()).device
-    prompts = list(dict.fromkeys(r.prompt_ids for r in requests))
-    ids, mask, positions = _left_padded(prompts, device)
-    cache = DynamicCache(config=model.config)
-    logits = _last_logits(model, ids, mask, positions, cache)
-    place = {prompt: i for i, prompt in enumerate(prompts)}
-    rows = torch.tensor([place[r.prompt_ids] for r in requests], device=device)
-    cache.batch_select_indices(rows)
-    logits, mask, position = logits[rows], mask[rows], positions[rows, -1]
+    longest = max((len(r.prompt_ids) for r in requests), default=0)
+    columns = longest + sampling.max_tokens + (SPARE if len(requests) > rows else 0)
+    answers = _Answers(requests, sampling, stop_ids, device)
+    batch = batch_for(model.config, min(rows, len(requests)), columns, device)
+    if isinstance(batch, StandingBatch):
+        _answer(model, _Waiting(model, answers, range(len(requests)), PREFILLED), answers, batch)
+    else:
+        for begin in range(0, len(requests), rows):
+            part = range(begin, min(begin + rows, len(requests)))
+            _answer(model, _Waiting(model, answers, part, None), answers, batch)
+    return answers.told()
 
-    uniforms = torch.from_numpy(_uniforms(requests, sampling)).to(device)
-    stops = torch.tensor(sorted(stop_ids), device=device)
-    live = torch.arange(len(requests), device=device)
-    answers: list[list[int]] = [[] for _ in requests]
-    logprobs: list[list[float]] = [[] for _ in requests]
-    ended = [False] * len(requests)
-    for step in range(sampling.max_tokens):
-        token = _draw(logits, sampling, uniforms[live, step])
-        logprob = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(-1)
-        stopped = torch.isin(token, stops)
-        said = zip(live.tolist(), token.tolist(), logprob.tolist(), stopped.tolist(), strict=True)
-        for row, one, value, stop in said:
-            answers[row].append(one)
-            logprobs[row].append(value)
-            ended[row] = stop
-        on = (~stopped).nonzero()[:, 0]
-        if len(on) == 0 or step + 1 == sampling.max_tokens:
-            break
-        if len(on) < len(live):
-            cache.batch_select_indices(on)
-            live, mask, position, token = live[on], mask[on], position[on], token[on]
-        mask = torch.cat([mask, mask.new_ones(len(live), 1)], 1)
-        position = position + 1
-        logits = _last_logits(model, token[:, None], mask, position[:, None], cache)
-    return [
-        Sampled(tuple(a), tuple(p), e) for a, p, e in zip(answers, logprobs, ended, strict=True)
-    ]
+
+def _answer(model: Any, waiting: _Waiting, answers: _Answers, batch: Batch) -> None:
+    """Answer all rows that wait."""
+    rows = tokens = torch.zeros(0, dtype=torch.long, device=answers.device)
+    while True:
+        while batch.room and (new := waiting.take(batch.room)):
+            batch.join(new)
+            rows, tokens = torch.cat([rows, new.rows]), torch.cat([tokens, new.tokens])
+        if not len(rows):
+            return
+        mask, positions = batch.grow()
+        logits = _last_logits(model, tokens[:, None], mask, positions, batch.cache)
+        tokens, on = answers.say(rows, logits)
+        places = batch.keep(on)
+        rows, tokens = rows[places], tokens[places]
+
+
+class _Answers:
+    """What each row has said, and the uniforms with which it draws.
+
+    Args:
+        requests: one a row.
+        sampling: how to draw.
+        stop_ids: tokens that end an answer.
+        device: of the logits.
+    """
+
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        stop_ids: frozenset[int],
+        device: torch.device,
+    ) -> None:
+        self.requests, self.device = requests, device
+        self._sampling = sampling
+        self._uniforms = torch.from_numpy(_uniforms(requests, sampling)).to(device)
+        self._stops = torch.tensor(sorted(stop_ids), device=device)
+        room = (len(requests), sampling.max_tokens)
+        self._tokens = torch.zeros(room, dtype=torch.long, device=device)
+        self._logprobs = torch.zeros(room, device=device)
+        self._said = torch.zeros(len(requests), dtype=torch.long, device=device)
+
+    def say(self, rows: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw the next token of some rows; return the tokens, and for each row whether it goes on."""
+        at = self._said[rows]
+        tokens = _draw(logits, self._sampling, self._uniforms[rows, at])
+        self._tokens[rows, at] = tokens
+        self._logprobs[rows, at] = _picked(logits, tokens)
+        self._said[rows] = at + 1
+        return tokens, ~torch.isin(tokens, self._stops) & (at + 1 < self._sampling.max_tokens)
+
+    def told(self) -> list[Sampled]:
+        """Return the answers."""
+        stops = set(self._stops.tolist())
+        said = zip(self._tokens.tolist(), self._logprobs.tolist(), self._said.tolist(), strict=True)
+        return [Sampled(tuple(t[:n]), tuple(p[:n]), t[n - 1] in stops) for t, p, n in said]
+
+
+class _Waiting:
+    """Rows that wait for their turn, longest prompts first.
+
+    Args:
+        model: reads the prompts.
+        answers: keeps what is said.
+        rows: that wait.
+        tokens: most that are read at a time, padding included; all prompts at once if None.
+    """
+
+    def __init__(
+        self, model: Any, answers: _Answers, rows: Iterable[int], tokens: int | None
+    ) -> None:
+        self._model, self._answers, self._most = model, answers, tokens
+        asked: dict[TokenIds, list[int]] = {}
+        for row in rows:
+            asked.setdefault(answers.requests[row].prompt_ids, []).append(row)
+        self._asked = sorted(asked.items(), key=lambda one: len(one[0]))
+        self._ready: Prefilled | None = None
+
+    def take(self, most: int) -> Prefilled | None:
+        """Return the next rows, so many at most, or None when none is left."""
+        while not self._ready:
+            if not self._asked:
+                return None
+            self._ready = self._read()
+        taken = self._ready.part(slice(most))
+        self._ready = self._ready.part(slice(most, None))
+        return taken
+
+    def _read(self) -> Prefilled:
+        """Prefill the longest prompts, and let their rows say their first token."""
+        count = len(self._asked)
+        if self._most is not None:
+            count = min(count, max(1, self._most // len(self._asked[-1][0])))
+        asked, self._asked = self._asked[: -count - 1 : -1], self._asked[:-count]
+        device = self._answers.device
+        prompts = [prompt for prompt, _ in asked]
+        shared = 0 if self._most is None else _beginning(prompts)
+        cache, logits, lengths = _read(self._model, prompts, shared, device)
+        which = torch.tensor([i for i, (_, rows) in enumerate(asked) for _ in rows], device=device)
+        rows = torch.tensor([row for _, rows in asked for row in rows], device=device)
+        tokens, on = self._answers.say(rows, logits[which])
+        width = max(map(len, prompts))
+        return Prefilled(cache, width, which, lengths[which], rows, tokens).part(on)
+
+
+def _beginning(prompts: Sequence[TokenIds]) -> int:
+    """Return how many tokens all prompts begin with, or 0 where it is not worth it to read them apart."""
+    differ = (i for i, tokens in enumerate(zip(*prompts, strict=False)) if len(set(tokens)) > 1)
+    # Each prompt is asked for what follows its last token, so that one is no part of it.
+    alike = min(next(differ, len(prompts[0])), len(min(prompts, key=len)) - 1)
+    return alike if alike * (len(prompts) - 1) >= SHARED else 0
+
+
+def _read(
+    model: Any, prompts: Sequence[TokenIds], shared: int, device: torch.device
+) -> tuple[DynamicCache, Tensor, Tensor]:
+    """Prefill prompts, the tokens that they all begin with only once.
+
+    Returns:
+        The cache, padded on the left, the logits of the last tokens, and the prompts' lengths.
+    """
+    ids, mask, positions = _left_padded([prompt[shared:] for prompt in prompts], device)
+    cache = DynamicCache(config=model.config)
+    if not shared:
+        return cache, _last_logits(model, ids, mask, positions, cache), mask.sum(1)
+    _last_logits(model, *_left_padded([prompts[0][:shared]], device), cache)
+    cache.batch_repeat_interleave(len(prompts))
+    mask = torch.cat([mask.new_ones(len(prompts), shared), mask], 1)
+    logits = _last_logits(model, ids, mask, positions + shared, cache)
+    lengths = mask.sum(1)
+    # The padding lies between beginning and end now: it goes to the left.
+    columns = torch.arange(mask.shape[1], device=device)
+    gaps = mask.shape[1] - lengths[:, None]
+    source = torch.where(columns < gaps + shared, (columns - gaps).clamp(min=0), columns)
+    layers: list[Any] = cache.layers
+    for layer in layers:
+        layer.keys = layer.keys.take_along_dim(source[:, None, :, None], 2)
+        layer.values = layer.values.take_along_dim(source[:, None, :, None], 2)
+    return cache, logits, lengths
 
 
 @torch.inference_mode()
@@ -173,9 +309,7 @@ def _left_padded(rows: Sequence[TokenIds], device: torch.device) -> tuple[Tensor
     return ids.to(device), mask.to(device), positions.to(device)
 
 
-def _last_logits(
-    model: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache
-) -> Tensor:
+def _last_logits(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
     """Run the model on new tokens and return the last position's logits: (rows, vocabulary), fp32."""
     answer = model(
         input_ids=ids,

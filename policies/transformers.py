@@ -1,8 +1,8 @@
 """The embedded policy: a Hugging Face causal language model in this process, in its folder's precision.
 
-Its sampler is our own: prompts that are shared are prefilled once, ended rows leave the batch, and every
-row has its own generator. Batches are fixed slices of what is asked, so the answers do not depend on how
-many threads work on them.
+Its sampler is our own: what prompts share is read once, rows that end make room for others, and every row has its
+own generator. How rows are cut into parts is fixed by what is asked, so the answers do not depend on how many
+threads work on them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,8 @@ from safetensors.torch import load_file
 from ..errors import StoreProblem
 from ..types import TokenIds
 from . import adapter, sampler
+from .batch import parts_of
+from .cpu import quick
 from .model_folder import read_model
 from .policy import ROWS_TOGETHER, Generation, Request, Sampling
 from .precision import precision_of
@@ -45,7 +48,7 @@ class TransformersPolicy(Wording):
     Args:
         revision: where the tokenizer and the architecture come from.
         rows_per_batch: rows that are sampled together; part of what fixes an answer, up to rounding.
-        threads: batches that run at once, one core each; all cores of this process if None.
+        threads: parts of the rows that are worked on at once, one core each; all cores of this process if None.
         device: as torch names it; the first card if None and there is one.
     """
 
@@ -81,18 +84,25 @@ class TransformersPolicy(Wording):
         """
         self.check_room([r.prompt_ids for r in requests], sampling.max_tokens)
         model, stops = self._held(), self.stop_ids
-        batches = [requests[i : i + self._rows] for i in range(0, len(requests), self._rows)]
-        answers = self._each(lambda batch: sampler.sample(model, batch, sampling, stops), batches)
-        return [
-            Generation(
-                text=self._codec.decode(said.token_ids),
-                token_ids=said.token_ids,
-                logprobs=said.logprobs,
-                finish_reason="stop" if said.ended else "length",
-            )
-            for batch in answers
-            for said in batch
-        ]
+        parts = parts_of([r.prompt_ids for r in requests], self._rows)
+
+        def answer(part: list[int]) -> list[sampler.Sampled]:
+            asked = [requests[i] for i in part]
+            return sampler.sample(model, asked, sampling, stops, rows=self._rows)
+
+        tokens = len(requests) * sampling.max_tokens
+        with quick(model, tokens) if self._device.type == "cpu" else nullcontext():
+            answers = self._each(answer, parts)
+        said = dict(zip(chain(*parts), chain(*answers), strict=True))
+        return [self._generation(said[i]) for i in range(len(requests))]
+
+    def _generation(self, said: sampler.Sampled) -> Generation:
+        return Generation(
+            text=self._codec.decode(said.token_ids),
+            token_ids=said.token_ids,
+            logprobs=said.logprobs,
+            finish_reason="stop" if said.ended else "length",
+        )
 
     def score(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[tuple[float, ...]]:
         """Return the raw log-probs of each (prompt, completion)'s completion tokens.

@@ -38,6 +38,8 @@ MAY_IMPORT_TORCH = {
     "policies.transformers",
     "policies.sampler",
     "policies.engine",
+    "policies.batch",
+    "policies.cpu",
     "policies.reward",
     "policies.convert",
     "trainers.supervised",
