@@ -1,7 +1,7 @@
 """Sampling: tokens for a second of processor time, beside `generate`, vLLM and llama.cpp, and beside the machine's best.
 
 Sixty-four rows of SmolLM2-135M in fp32: sixteen prompts of the quickstart, four answers each, at temperature 0.7, of at
-most 64 tokens, each up to its end token. The same token ids go into every arm, and what is counted is what comes out, end
+most 32 tokens, each up to its end token. The same token ids go into every arm, and what is counted is what comes out, end
 tokens included: the arms draw by different generators, so their answers differ, and so do their numbers a little.
 
 An arm is a process of its own. It imports, loads, answers the rows once to warm up, and then `PASSES` times under the
@@ -17,7 +17,7 @@ The roofline is what this machine does in the largest kind of work that it has: 
 3072, on one thread of each core at once, as GFLOP for a second of processor time. A generated token costs two operations
 for every parameter; the products of attention and the reading of prompts come on top and are not counted. So
 `share_of_roofline` = 2 x parameters x tokens for a second of processor time / roofline. `share_with_prompts` counts the
-tokens of the prompts too, each prompt once.
+tokens of the prompts too, each prompt once, whole, also where what they begin with was read once for all of them.
 
 Writes `benchmarks/results/sample.json`. Ratios are the figures; seconds belong to one machine.
 """
@@ -108,7 +108,7 @@ def summed_up(facts: Row, turns: dict[str, list[Row]], absent: dict[str, str]) -
         "share_with_prompts": round(flop * ours * beside / best, 3),
         "arms": {
             arm: {
-                key: [row[key] for row in rows]
+                key: [round(row[key], 1) for row in rows]
                 for key in ("tokens", "tokens_per_cpu_s", "tokens_per_s")
             }
             | {"versions": rows[0]["versions"]}
@@ -116,6 +116,7 @@ def summed_up(facts: Row, turns: dict[str, list[Row]], absent: dict[str, str]) -
         },
         "rows": {"prompts": PROMPTS, "each": K, "max_tokens": LONGEST, "temperature": TEMPERATURE}
         | facts,
+        "turns": len(peaks),
         "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
     }
 
