@@ -146,7 +146,9 @@ class Cast:
             return policy
         for other, held in self._policies.items():
             if other != name and held.revision:
-                await self.call(held.release)
+                # On a card an engine that stays would keep what this one needs.
+                alone = bool(self.placement.sampler) and isinstance(held, Engined)
+                await self.call(held.close if alone else held.release)  # type: ignore[attr-defined]
         began = time.monotonic()
         await self.call(policy.load, revision)
         loaded = time.monotonic()
@@ -157,9 +159,13 @@ class Cast:
         detail = {"policy": name, "revision": revision.id, "engine": engine, **asdict(proof)}
         _record(store, round_, "canary", detail)
         if proof.verdict == "wrong":
+            await self.call(policy.release)  # or it would be believed when it is asked for next
+            older = (
+                "" if proof.d_parent is None else f", {proof.d_parent:.2g} to what it held before"
+            )
             raise WrongWeights(
-                f"{name} was told to load revision {revision.id[:8]} and does not answer with it "
-                f"(distance {proof.d_new:.2g} nats a token, noise {proof.noise:.2g})"
+                f"{name} was told to load revision {revision.id[:8]} and does not answer with it: {proof.d_new:.2g} "
+                f"nats a token away{older}, noise {proof.noise:.2g}; {engine} sampled, another `execution.sampler` may do"
             )
         self._parents[name] = revision
         self._handed_over(name, store, loaded - began, proven - loaded)
@@ -192,10 +198,12 @@ class Cast:
 
     def close(self) -> None:
         """End the engines that run in processes of their own, and the policies' thread."""
-        for policy in self._policies.values():
-            if isinstance(policy, Engined):
-                policy.close()
+        engines = [policy for policy in self._policies.values() if isinstance(policy, Engined)]
+        for policy in engines:  # what the thread waits for
+            policy.close()
         self._thread.shutdown()
+        for policy in engines:  # what the thread has started meanwhile
+            policy.close()
 
 
 def _previous(store: Store, round_: int, initial: str) -> str:
@@ -206,6 +214,9 @@ def _previous(store: Store, round_: int, initial: str) -> str:
 
 def _record(store: Store, round_: int, kind: str, detail: dict[str, Any]) -> None:
     subject = f"{kind}:{detail['policy']}:{detail['revision']}"
+    if (detail["engine"], detail["verdict"]) != ("transformers", "ok"):
+        # Another engine in the same round, or another verdict, is another fact.
+        subject += f":{detail['engine']}:{detail['verdict']}"
     row = {
         "id": row_id("event", round=round_, kind=kind, subject=subject),
         "round": round_,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,8 +9,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import Problem
-from ..policies.placement import VISIBLE, Placement
+from ..policies.placement import VISIBLE, Placement, visible_cards
 from ..policies.policy import Policy
+from ..policies.precision import precision_of
 from ..policies.revision import Revision
 
 SamplerName = Literal["transformers", "vllm"]
@@ -58,6 +58,8 @@ class Seat:
     """Cores that it may use."""
     log: Path
     """Where an engine writes what it prints."""
+    needed: int = 0
+    """Tokens of the longest row that it will be asked for."""
 
 
 def stays_up(options: Vllm, placement: Placement) -> bool:
@@ -91,7 +93,9 @@ def open_engine(
         stays=stays_up(options, seat.placement),
         start_seconds=options.start_seconds,
         # Without a card vLLM cannot score with an adapter that is not merged, but token by token.
-        adapter_rank=rank if card else 0,
+        # Its kernels for adapters know no float32.
+        adapter_rank=rank if card and precision_of(revision.folder) != "float32" else 0,
+        needed=seat.needed,
         threads=seat.threads,
         cards=seat.placement.sampler_environment().get(VISIBLE),
     )
@@ -100,4 +104,4 @@ def open_engine(
 
 def has_card() -> bool:
     """Tell whether there is a card, without loading torch for it."""
-    return shutil.which("nvidia-smi") is not None and Path("/dev/nvidia0").exists()
+    return bool(visible_cards())

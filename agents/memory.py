@@ -246,6 +246,11 @@ def _speaking(
     return Batch(rows, batch.tokens), parts
 
 
+def longest_rows(recipe: Recipe, prompts: Sequence[Prompt]) -> dict[str, int]:
+    """Return the tokens of the longest row that each policy of this machine is asked for, prompt and answer."""
+    return {policy: batch.tokens for policy, batch in _batches(recipe, prompts).items()}
+
+
 def _batches(recipe: Recipe, prompts: Sequence[Prompt]) -> dict[str, Batch]:
     """Return the largest batch that each policy of this machine is asked for."""
     found: dict[str, Batch] = {}

@@ -35,7 +35,7 @@ from .engines import Seat, open_engine, unfit_for_engine
 from .fitting import settled, shapes
 from .forgotten import refuse_forgotten
 from .gating import admission_rows, check_judges
-from .memory import MemoryPlan, memory_plan
+from .memory import MemoryPlan, longest_rows, memory_plan
 from .operator import Progress, RunContext
 from .operators.improve import Train
 from .prompts import load_prompts, ships
@@ -295,7 +295,12 @@ def _open_policy(plan: Plan, spec: str, place: Placement) -> tuple[Revision, Pol
         execution.sampler,
         # Only the student's weights change, and engines of others that stayed up would be in its way.
         execution.vllm if of_student else execution.vllm.model_copy(update={"stays": False}),
-        Seat(place, execution.threads, plan.folder / "engine.log"),
+        Seat(
+            place,
+            execution.threads,
+            plan.folder / "engine.log",
+            longest_rows(recipe, plan.prompts).get(STUDENT if of_student else spec, 0),
+        ),
         rank=max(adapters, default=0),
     )
     return model.revision, policy

@@ -132,7 +132,8 @@ class Child:
             seconds: how long to wait at most; a process that takes longer is ended.
 
         Raises:
-            EnvironmentProblem: the process has died, did not answer in time, or says that it cannot.
+            EnvironmentProblem: the process has died or did not answer in time, and is ended; or it says that it cannot,
+                and goes on.
         """
         process = self._process
         if process is None or process.stdin is None:
@@ -146,12 +147,19 @@ class Child:
         except queue.Empty:
             told = f"did not answer within {time.monotonic() - began:.0f} s"
             raise self._trouble(told) from None
-        if line is None:
+        if line is None or not line.endswith("\n"):  # it died, perhaps in the middle of its answer
             raise self._trouble(f"died of {_how(process.wait())}")
         answer = json.loads(line)
         if "fault" in answer:
-            raise self._trouble(f"cannot {question['do']}: {answer['fault']}")
+            raise EnvironmentProblem(
+                f"{self._module} cannot {question['do']}: {answer['fault']}{self._ending()}"
+            )
         return answer["said"]
+
+    @property
+    def alive(self) -> bool:
+        """Whether it was started and has not been ended."""
+        return self._process is not None
 
     def close(self) -> None:
         """End the process and its children at once."""
@@ -168,8 +176,10 @@ class Child:
 
     def _trouble(self, told: str) -> EnvironmentProblem:
         self.close()
-        ending = f" ({self._log}: {last_lines(self._log)})" if self._log.is_file() else ""
-        return EnvironmentProblem(f"{self._module} {told}{ending}")
+        return EnvironmentProblem(f"{self._module} {told}{self._ending()}")
+
+    def _ending(self) -> str:
+        return f" ({self._log}: {last_lines(self._log)})" if self._log.is_file() else ""
 
 
 def _pass_on(process: subprocess.Popen[str], answers: queue.SimpleQueue[str | None]) -> None:

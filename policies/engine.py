@@ -106,6 +106,8 @@ class Engine:
             for seed, schema in zip(seeds, schemas, strict=True)
         ]
         answers = [answer.outputs[0] for answer in self._ask(prompts, told)]
+        if odd := {answer.finish_reason for answer in answers} - {"stop", "length"}:
+            raise RuntimeError(f"answers ended with {', '.join(map(str, sorted(odd, key=str)))}")
         return [
             {
                 "ids": list(answer.token_ids),
@@ -276,7 +278,12 @@ def _with_head(tensors: Tensors, folder: Path) -> Tensors:
 def _of_the_device(cache_gib: float | None) -> dict[str, Any]:
     """Return what differs between a card and a CPU."""
     if not _on_cpu():
-        return {"kv_cache_memory_bytes": int(cache_gib * 2**30)} if cache_gib else {}
+        # With a cache of known size, the share is what must be free at the start, and others may hold the rest.
+        known = {
+            "kv_cache_memory_bytes": int((cache_gib or 0) * 2**30),
+            "gpu_memory_utilization": 0.1,
+        }
+        return known if cache_gib else {}
     cache = int((cache_gib or CPU_CACHE_GIB) * 2**30)
     return {"enforce_eager": True, "block_size": CPU_BLOCK, "kv_cache_memory_bytes": cache}
 
@@ -291,7 +298,9 @@ def _adapters(rank: int) -> dict[str, Any]:
     if not rank:
         return {}
     # vLLM knows but a few ranks, and one that is higher than an adapter's own will do.
-    known = next(r for r in (8, 16, 32, 64, 128, 256, 320, 512) if r >= rank)
+    known = next((r for r in (8, 16, 32, 64, 128, 256, 320, 512) if r >= rank), 0)
+    if not known:
+        raise ValueError(f"vLLM knows no adapter of rank {rank}; 512 is the highest")
     return {"enable_lora": True, "max_lora_rank": known, "max_loras": 1}
 
 
@@ -321,6 +330,8 @@ def main() -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    # On a card Triton rounds the factors of fp32 products to 10 bits otherwise, which the canary takes for other weights.
+    os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
     serve(Engine())
 
 

@@ -23,6 +23,10 @@ from .revision import Revision, check_finite_files
 from .wording import Wording, read_json
 
 T = TypeVar("T")
+SLOWEST = 5.0
+"""Tokens a second, read and written: an engine that takes longer for a call hangs."""
+OPTIONS = 128
+"""Most tokens that vLLM weighs as the next one."""
 ENGINE = "redistill.policies.engine"
 
 
@@ -35,7 +39,9 @@ class EngineSettings:
     stays: bool = False
     """Whether the process goes on when the policy is released: new weights are then loaded in place."""
     start_seconds: float = 600.0
-    """Within this the engine must have said a real token."""
+    """Within this the engine must have said a real token. Later it has as long for each call, and more by `SLOWEST`."""
+    needed: int = 0
+    """Tokens of the longest row that it will be asked for; an engine whose cache holds fewer is refused."""
     adapter_rank: int = 0
     """Highest rank of the adapters that it takes as they are; with 0 each is merged into its base."""
     threads: int | None = None
@@ -175,7 +181,7 @@ class VllmPolicy(Wording):
         The sum of an option's log-probs counts, not their mean: options should be about equally long.
         """
         spelled = [self._codec.plain(option) for option in options]
-        if all(len(ids) == 1 for ids in spelled):
+        if all(len(ids) == 1 for ids in spelled) and len(spelled) <= OPTIONS:
             self.check_room(prompts, 1)
             tokens = [[ids[0] for ids in spelled]] * len(prompts)
             sums = self._ask("first", prompts=list(prompts), tokens=tokens)
@@ -221,8 +227,8 @@ class VllmPolicy(Wording):
     def fingerprint(self) -> str:
         """Return the revision of the files that were loaded; empty where the engine holds other tensors than theirs.
 
-        The engine fuses and packs most tensors. Those that it keeps as they are, the embeddings and the norms at the
-        least, are compared with the files.
+        The engine fuses and packs most tensors. Embeddings and norms, which it keeps as they are, are compared with
+        the files; an adapter changes neither, so that of an adapter this tells what the engine was given, and no more.
         """
         return str(self._ask("held")) if self._opened else ""
 
@@ -239,16 +245,38 @@ class VllmPolicy(Wording):
             "cache_gib": self._settings.cache_gib,
             "adapter_rank": self._settings.adapter_rank,
         }
-        self._opened = self._process.ask(question, self._settings.start_seconds)
+        try:
+            self._opened = self._process.ask(question, self._settings.start_seconds)
+            self._check_context()
+        except EnvironmentProblem:
+            self.close()
+            raise
+
+    def _check_context(self) -> None:
+        """Refuse an engine that would leave out what another one answers."""
+        wanted = min(self._settings.needed, self._stated_context)
+        if self._opened["context"] < wanted:
+            raise EnvironmentProblem(
+                f"the engine's cache holds {self._opened['context']} tokens, and a row may have {wanted}; give it more: "
+                "`execution: {vllm: {cache_gib: N}}`"
+            )
 
     def _ask(self, what: str, **told: Any) -> Any:
         if not self._opened:
             raise RuntimeError("no weights are held: load a revision first")
         try:
-            return self._process.ask({"do": what, **told})
+            return self._process.ask({"do": what, **told}, self._patience(told))
         except EnvironmentProblem:
-            self.close()
+            if not self._process.alive:
+                self.close()
             raise
+
+    def _patience(self, told: Mapping[str, Any]) -> float:
+        """Return the seconds after which an engine that does not answer hangs."""
+        read = sum(map(len, told.get("prompts", ()))) + sum(map(len, told.get("completions", ())))
+        each = int(told.get("sampling", {}).get("max_tokens", 1))
+        written = each * len(told.get("prompts", ()))
+        return self._settings.start_seconds + (read + written) / SLOWEST
 
 
 def _environment(settings: EngineSettings) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """An engine's process without vLLM: the embedded policy behind the same questions, with faults on demand.
 
-`REDISTILL_FAULT` is `mute` (never says its first token), `deaf` (loads nothing after it has started), `mortal` (dies
+`REDISTILL_FAULT` is `half` (dies in the middle of an answer), `hangs` and `odd` (when it is to answer), `mute` (never says its first token), `deaf` (loads nothing after it has started), `mortal` (dies
 of the first prompt) or `stale` (answers out of the weights that it held before, and scores with the new ones).
 """
 
@@ -18,6 +18,8 @@ from redistill.policies.revision import Revision
 from redistill.policies.transformers import TransformersPolicy
 
 FAULT = "REDISTILL_FAULT"
+REPLIES = 0
+"""The file of answers: what standard output was before it was claimed."""
 
 
 class FakeEngine(Engine):
@@ -48,8 +50,15 @@ class FakeEngine(Engine):
         self, prompts: list[Ids], seeds: list[int], sampling: Any, stops: Ids, schemas: Any
     ) -> list[dict[str, Any]]:
         """Answer with what is held."""
-        if os.environ.get(FAULT) == "mortal":
+        fault = os.environ.get(FAULT)
+        if fault == "half":
+            os.write(REPLIES, b'{"said": [{"ids": [1, 2')
+        if fault in ("mortal", "half"):
             os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "hangs":
+            time.sleep(600)
+        if fault == "odd":
+            raise ValueError("nobody can do this")
         asked = [Request(tuple(p), s) for p, s in zip(prompts, seeds, strict=True)]
         return [
             {"ids": g.token_ids, "logprobs": g.logprobs, "ended": g.finish_reason == "stop"}
@@ -87,4 +96,5 @@ class FakeEngine(Engine):
 
 
 if __name__ == "__main__":
+    REPLIES = os.dup(1)
     serve(FakeEngine())

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +32,7 @@ from redistill.policies.transformers import TransformersPolicy
 from redistill.policies.vllm import EngineSettings, VllmPolicy
 from redistill.store.query import read_rows
 from redistill.testing.tiny import make_tiny_revision
+from redistill.types import TokenIds
 
 FAKE = EngineSettings(module="fake_engine", stays=True)
 PROMPTS = [(5, 6, 7), (9,), tuple(range(10, 60))]
@@ -174,6 +175,52 @@ def test_an_engine_that_dies_is_told_with_its_last_words(
     monkeypatch.delenv(FAULT)
     policy.load(family[0])
     assert policy.generate([Request((1, 2), 0)], Sampling(max_tokens=2))
+
+
+def test_an_engine_whose_cache_is_too_small_is_refused(family: tuple[Revision, Revision]) -> None:
+    """What would be left out for want of room is told at the start, and not found in the rows; more room is named."""
+    settings = EngineSettings(module="fake_engine", needed=201)
+    policy = VllmPolicy(family[0], settings=settings)
+    with pytest.raises(
+        EnvironmentProblem, match=r"holds 200 tokens, and a row may have 201.*cache_gib"
+    ):
+        policy.load(family[0])
+    assert not [p for p in psutil.Process().children() if "fake_engine" in " ".join(p.cmdline())]
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [("half", "died of SIGKILL"), ("hangs", "did not answer within"), ("odd", "cannot generate")],
+)
+def test_an_engine_that_fails_in_the_middle(
+    family: tuple[Revision, Revision], monkeypatch: pytest.MonkeyPatch, fault: str, told: str
+) -> None:
+    """Half an answer is a death, silence has an end, and a request that it refuses leaves it up for the next one."""
+    monkeypatch.setenv(FAULT, fault)
+    monkeypatch.setattr(vllm, "SLOWEST", 1e6)
+    policy = VllmPolicy(family[0], settings=EngineSettings(module="fake_engine", start_seconds=60))
+    policy.load(family[0])
+    policy._settings = EngineSettings(start_seconds=4)
+    with pytest.raises(EnvironmentProblem, match=told):
+        policy.generate([Request((1, 2), 0)], Sampling(max_tokens=2))
+    assert (policy.revision == family[0].id) == (fault == "odd")
+    if fault == "odd":
+        assert len(policy.score([((1, 2), (3,))])) == 1
+    policy.close()
+
+
+def test_an_engine_that_contradicts_itself_is_wrong(family: tuple[Revision, Revision]) -> None:
+    """Right for one row and wrong for several: what it says of itself must not be the measure of what is near."""
+
+    class Torn(TransformersPolicy):
+        def score(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[tuple[float, ...]]:
+            found = super().score(pairs)
+            return [tuple(x - 0.3 * i for x in row) for i, row in enumerate(found)]
+
+    policy = Torn(family[0], threads=1)
+    policy.load(family[0])
+    assert prove(policy, family[0], None).verdict == "wrong"
+    assert prove(policy, *family).verdict == "wrong"
 
 
 def test_an_engine_ends_with_its_parent(family: tuple[Revision, Revision], tmp_path: Path) -> None:
