@@ -23,10 +23,11 @@ from redistill.agents.loop import Place, run
 from redistill.agents.recipe import load_recipe
 from redistill.policies import batching, catalog
 from redistill.policies.address import Address
+from redistill.policies.calls import Call
 from redistill.policies.policy import Request, Sampling
 from redistill.policies.serving import Endpoint, serve
 from redistill.policies.transformers import TransformersPolicy
-from redistill.policies.transport import Call, Client
+from redistill.policies.transport import Client
 from redistill.store.query import read_rows
 from redistill.testing.fakes import fake_prompts, fake_recipe
 from redistill.types import Message
