@@ -47,7 +47,7 @@ class Handover:
         row: Row = {
             "id": row_id("event", kind=KIND, round=self.round, step=self.step),
             "round": self.round,
-            "step": self.step,
+            "step": "load",
             "kind": KIND,
             "detail": json.dumps(detail),
             "created_at": now(),

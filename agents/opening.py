@@ -165,7 +165,7 @@ def _settle(recipe: Recipe, folder: Path) -> Recipe:
                 f"run {recipe.name!r} exists with another recipe: {changed}",
                 "choose another name with --name, or remove the folder",
             )
-        kept = ("execution", "loop", *LEAVE)
+        kept = ("execution", "loop", "precision", *LEAVE)
         return before.model_copy(update={name: getattr(recipe, name) for name in kept})
     if (folder / FILE).exists():
         raise BadInput.at(
