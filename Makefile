@@ -13,7 +13,7 @@ NAME    ?=
 export PYTHONSAFEPATH = 1
 
 .PHONY: setup quickstart control test test-slow lint format schema docs bench bench-store bench-judges bench-pool \
-  bench-train bench-bakeoff bench-compute bench-self-distill setup-vllm test-vllm clean
+  bench-train bench-bakeoff bench-compute bench-self-distill bench-gpu setup-vllm test-vllm clean
 
 setup: $(STAMP)
 
@@ -112,6 +112,11 @@ bench-compute: $(STAMP)
 # Self-distillation beside its two controls, on a toy student that has learned to read: about five minutes.
 bench-self-distill: $(STAMP)
 	$(BIN)/python benchmarks/self_distill.py
+
+# On a machine with a CUDA card: memory, steps beside TRL, decisions, sampling. Without one the first script says so.
+bench-gpu: $(STAMP)
+	for script in memory steps rounds sampling; do \
+	  $(BIN)/python benchmarks/gpu/$$script.py --out benchmarks/results/gpu.json || exit; done
 
 clean:
 	rm -rf $(VENV) $(VVENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
