@@ -111,15 +111,12 @@ def peak(asked: Asked, before: Sequence[Card]) -> Row:
         return {"total": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     import torch
 
-    from redistill.policies.placement import as_torch_counts
-
-    cards = as_torch_counts(before)
-    if not cards:
+    if not before:
         raise EnvironmentProblem(
             "nvidia-smi does not tell this card's memory (a part of one, MIG?)"
         )
     free = torch.cuda.mem_get_info()[0]
-    context = max(0, cards[0].free - free - torch.cuda.memory_reserved())
+    context = max(0, before[0].free - free - torch.cuda.memory_reserved())
     reserved = torch.cuda.max_memory_reserved()
     return {
         "total": reserved + context,

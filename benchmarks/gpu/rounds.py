@@ -23,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # also where Python does not loo
 
 from shapes import Asked, Row, goal, script
 
+from redistill.policies.placement import VISIBLE
+
 RECIPE = "quickstart-tiny"
 FEW = {"train": 16, "heldout": 8, "test": 8}
 """Prompts of a dry run, by split."""
@@ -33,7 +35,7 @@ def measure(asked: Asked) -> Row:
     settings = _few(asked.folder) if asked.shape == "tiny" else []
     sides = {
         "on_device": decided(asked.folder / "device", settings, {}),
-        "on_processor": decided(asked.folder / "processor", settings, {"CUDA_VISIBLE_DEVICES": ""}),
+        "on_processor": decided(asked.folder / "processor", settings, {VISIBLE: ""}),
     }
     decisions = [[row["decision"] for row in side["rounds"]] for side in sides.values()]
     equal = sum(a == b for a, b in zip(*decisions, strict=True)) / len(decisions[0])

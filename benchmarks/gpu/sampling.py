@@ -18,6 +18,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import multiprocessing
+import os
 import statistics
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,12 +47,17 @@ from shapes import (
     script,
 )
 
+from redistill.policies.placement import VISIBLE
+
 if TYPE_CHECKING:
     from redistill.policies.policy import Policy
     from redistill.policies.revision import Revision
 
 NEAR, BUSY = 0.97, 0.85
 _ASK = ("nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200")
+"""Asks five times a second."""
+_PATIENCE = 1800
+"""Seconds that a bare engine may take to start and answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,25 +152,34 @@ def served(asked: Asked, size: Size, revision: Revision, prompts: list[list[int]
             policy = VllmPolicy(revision, settings=settings, log=asked.folder / "engine.log")
             policy.load(revision)
             try:
-                speeds[name] += _speeds(asked, size, lambda p=policy: _speak(p, size, prompts))  # type: ignore[misc]
+                speeds[name] += _speeds(asked, size, partial(_speak, policy, size, prompts))
             finally:
                 policy.close()
         else:
             alone = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(1, mp_context=alone) as pool:
-                speeds[name] += pool.submit(
-                    bare_vllm, asked, str(revision.folder), prompts
-                ).result()
+                speeds[name] += pool.submit(bare_vllm, asked, str(revision.folder), prompts).result(
+                    timeout=_PATIENCE
+                )
     return _beside(asked, speeds)
 
 
 def bare_vllm(asked: Asked, folder: str, prompts: list[list[int]]) -> list[float]:
     """Return the tokens a second of an engine in this process, which ends with it."""
+    # Where the policy's engine is too, or one is told what to do by another process and the other is not.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_LOGGING_STREAM"] = "ext://sys.stderr"  # on stdout there are figures alone
     import vllm
 
     size = SIZES[asked.shape]
-    cache: Row = {"kv_cache_memory_bytes": int(size.cache_gib * 2**30), "generation_config": "vllm"}
-    engine = vllm.LLM(folder, dtype="bfloat16", seed=0, **cache)
+    engine = vllm.LLM(
+        folder,
+        dtype="bfloat16",
+        seed=0,
+        generation_config="vllm",
+        kv_cache_memory_bytes=int(size.cache_gib * 2**30),
+        enforce_eager=asked.device == "cpu",  # as the policy's own engine
+    )
     params = vllm.SamplingParams(
         temperature=1.0, max_tokens=size.said, ignore_eos=True, detokenize=False
     )
@@ -251,11 +267,14 @@ def watching(asked: Asked) -> Iterator[list[tuple[float, float]]]:
     if asked.device == "cpu":
         yield seen
         return
-    with subprocess.Popen(_ASK, stdout=subprocess.PIPE, text=True) as driver:
+    command = [*_ASK, "-i", os.environ[VISIBLE]]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
 
         def read() -> None:
             assert driver.stdout is not None
-            seen.extend((time.time(), float(line) / 100) for line in driver.stdout)
+            told = (line.strip() for line in driver.stdout)
+            # Of a part of a card (MIG) the driver says that it does not know.
+            seen.extend((time.time(), int(share) / 100) for share in told if share.isdigit())
 
         reader = threading.Thread(target=read, daemon=True)
         reader.start()

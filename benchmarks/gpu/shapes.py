@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from redistill.errors import EnvironmentProblem
+from redistill.policies.placement import VISIBLE
 
 if TYPE_CHECKING:
     from redistill.policies.precision import Precision
@@ -63,8 +64,8 @@ SHAPES: Mapping[str, tuple[str, Row]] = {
         "llama",
         {
             "vocab_size": 512,
-            "hidden_size": 64,
-            "intermediate_size": 128,
+            "hidden_size": 128,  # no head is too small for vLLM on a processor
+            "intermediate_size": 256,
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
@@ -139,13 +140,15 @@ def goal(
 
 
 def _device(asked: str) -> str:
-    """Return the device's name.
+    """Return the device's name, and show this process and its children no other.
 
     Raises:
         EnvironmentProblem: a card is asked for, and there is none that torch can use.
     """
+    # Before torch looks. With several cards transformers would share each step, and a round would hand nothing over.
+    first = os.environ.get(VISIBLE, "0").split(",")[0]
+    os.environ |= {VISIBLE: "" if asked == "cpu" else first, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     if asked == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks
         return "cpu"
     import torch
 
@@ -237,7 +240,7 @@ def endless() -> Iterator[None]:
     from redistill.policies.wording import Wording
 
     usual = Wording.stop_ids
-    Wording.stop_ids = frozenset({NO_TOKEN})  # type: ignore[assignment]
+    Wording.stop_ids = frozenset()  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -245,7 +248,7 @@ def endless() -> Iterator[None]:
 
 
 NO_TOKEN = 2**31 - 1
-"""The same told to `generate` as its end token."""
+"""Told to `generate` as its end token, for the same."""
 
 
 # -- time
