@@ -36,12 +36,18 @@ LENGTHS = {"7b": (256, 256), "tiny": (24, 16)}
 
 
 def measure(asked: Asked) -> Row:
-    """Run the job, and return the estimate and the peak."""
+    """Run the job, and return the estimate and the peak.
+
+    Raises:
+        EnvironmentProblem: the driver does not tell the card's memory.
+    """
     from redistill.policies.placement import visible_cards
     from redistill.trainers.estimate import estimate, shape_of
     from redistill.trainers.preference import DPO
 
     before = visible_cards()  # asks the driver, so the card is not touched yet
+    if asked.device == "cuda" and not before:
+        raise EnvironmentProblem("nvidia-smi does not tell this card's memory (part of one, MIG?)")
     start = random_revision(asked, "bfloat16")
     rows = pairs(asked.shape)
     trainer = DPO(
@@ -102,19 +108,12 @@ def peak(asked: Asked, before: Sequence[Card]) -> Row:
     Args:
         asked: on which device.
         before: the cards before this process touched one; what others hold is taken to have stayed as it was.
-
-    Raises:
-        EnvironmentProblem: the driver does not tell the card's memory.
     """
     if asked.device == "cpu":
         unit = 1 if sys.platform == "darwin" else 1024
         return {"total": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     import torch
 
-    if not before:
-        raise EnvironmentProblem(
-            "nvidia-smi does not tell this card's memory (a part of one, MIG?)"
-        )
     free = torch.cuda.mem_get_info()[0]
     context = max(0, before[0].free - free - torch.cuda.memory_reserved())
     reserved = torch.cuda.max_memory_reserved()

@@ -116,8 +116,11 @@ def script(
     folder = Path(tempfile.mkdtemp(prefix="redistill-gpu-"))
     asked = Asked(told.shape, told.device, folder)
     try:
-        device = _device(told.device)
-        found = {"device": device, "dry_run": asked.dry, "shape": told.shape, **measure(asked)}
+        _show_one(told.device)
+        measured = measure(asked)
+        # Named in the end: what memory measures begins with a card that this process has not touched.
+        head = {"device": _named(told.device), "dry_run": asked.dry, "shape": told.shape}
+        found = head | measured
     except EnvironmentProblem as problem:
         print(f"{name}: {problem}", file=sys.stderr)
         raise SystemExit(problem.exit_code) from None
@@ -139,8 +142,8 @@ def goal(
     return told if asked.dry else told | {"met": met}
 
 
-def _device(asked: str) -> str:
-    """Return the device's name, and show this process and its children no other.
+def _show_one(asked: str) -> None:
+    """Show this process and its children one card, or none.
 
     Raises:
         EnvironmentProblem: a card is asked for, and there is none that torch can use.
@@ -149,13 +152,20 @@ def _device(asked: str) -> str:
     first = os.environ.get(VISIBLE, "0").split(",")[0]
     os.environ |= {VISIBLE: "" if asked == "cpu" else first, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     if asked == "cpu":
-        return "cpu"
+        return
     import torch
 
     if not torch.cuda.is_available():
         raise EnvironmentProblem(
             "no CUDA card that torch can use; on one, run it again; --shape tiny --device cpu shows the plumbing"
         )
+
+
+def _named(asked: str) -> str:
+    if asked == "cpu":
+        return "cpu"
+    import torch
+
     return str(torch.cuda.get_device_name())
 
 
