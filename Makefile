@@ -13,7 +13,7 @@ NAME    ?=
 export PYTHONSAFEPATH = 1
 
 .PHONY: setup quickstart control test test-slow lint format schema docs bench bench-store bench-judges bench-pool \
-  bench-train bench-bakeoff bench-compute bench-self-distill bench-sample \
+  bench-train bench-bakeoff bench-compute bench-self-distill bench-sample bench-gpu \
   setup-vllm test-vllm clean
 
 setup: $(STAMP)
@@ -117,6 +117,11 @@ bench-self-distill: $(STAMP)
 # Tokens for a second of processor time beside generate, vLLM and llama.cpp: about ten minutes.
 bench-sample: $(STAMP)
 	$(BIN)/python benchmarks/sample.py
+
+# On a machine with a CUDA card: memory, steps beside TRL, decisions, sampling. Without one the first script says so.
+bench-gpu: $(STAMP)
+	for script in memory steps rounds sampling; do \
+	  $(BIN)/python benchmarks/gpu/$$script.py --out benchmarks/results/gpu.json || exit; done
 
 clean:
 	rm -rf $(VENV) $(VVENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

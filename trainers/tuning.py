@@ -318,9 +318,11 @@ def settings(
 
 
 def _free_memory() -> int:
-    """Return the bytes that a job may take: of the card, where there is one."""
+    """Return the bytes that a job may take: of the card, where there is one, or of the share that it was given."""
     if torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info()[0])
+        free, total = torch.cuda.mem_get_info()
+        share = int(total * torch.cuda.get_per_process_memory_fraction())
+        return min(int(free), share - torch.cuda.memory_reserved())
     return int(psutil.virtual_memory().available) // world()
 
 
