@@ -146,9 +146,11 @@ class Cast:
             return policy
         for other, held in self._policies.items():
             if other != name and held.revision:
-                # On a card an engine that stays would keep what this one needs.
-                alone = bool(self.placement.sampler) and isinstance(held, Engined)
-                await self.call(held.close if alone else held.release)  # type: ignore[attr-defined]
+                if self.placement.sampler and isinstance(held, Engined):
+                    # On a card an engine that stays would keep what this one needs.
+                    await self.call(held.close)
+                else:
+                    await self.call(held.release)
         began = time.monotonic()
         await self.call(policy.load, revision)
         loaded = time.monotonic()

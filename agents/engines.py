@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..errors import Problem
+from ..errors import BadInput, Problem
 from ..policies.placement import VISIBLE, Placement, visible_cards
 from ..policies.policy import Policy
 from ..policies.precision import precision_of
@@ -79,6 +79,9 @@ def open_engine(
         options: how a vLLM engine is run.
         seat: where it runs.
         rank: highest rank of the adapters that it will hold; 0 for none.
+
+    Raises:
+        BadInput: the engine would keep a card that the trainer needs.
     """
     if sampler == "transformers":
         from ..policies.transformers import TransformersPolicy
@@ -87,10 +90,13 @@ def open_engine(
         return TransformersPolicy(revision, threads=seat.threads, device=device)
     from ..policies.vllm import EngineSettings, VllmPolicy
 
-    card = has_card()
+    card, stays = has_card(), stays_up(options, seat.placement)
+    if card and stays and options.cache_gib is None and not seat.placement.side_by_side:
+        what = "an engine without `cache_gib` takes all of the card, and the trainer needs it too"
+        raise BadInput.at("execution.vllm.stays", what, "say `cache_gib`, or leave it out")
     settings = EngineSettings(
         cache_gib=options.cache_gib,
-        stays=stays_up(options, seat.placement),
+        stays=stays,
         start_seconds=options.start_seconds,
         # Without a card vLLM cannot score with an adapter that is not merged, but token by token.
         # Its kernels for adapters know no float32.

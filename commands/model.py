@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import BadInput, Busy, EnvironmentProblem
-from .shared import RUNS, Json, RunName, Runs, cache_folder, print_json, terminal
+from .shared import RUNS, Author, Json, RunName, Runs, cache_folder, print_json, terminal
 
 app = typer.Typer(help="Take away the model that a run has made.", no_args_is_help=True)
 
@@ -86,9 +86,7 @@ def chat(
             help="Longest answer, in tokens; 256, or half of the context, without.", min=1
         ),
     ] = None,
-    author: Annotated[
-        str | None, typer.Option(help="Who judges; your name on this computer without.")
-    ] = None,
+    author: Author = None,
     runs: Runs = RUNS,
     as_json: Json = False,
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import BadInput
-from .shared import RUNS, Json, RunName, Runs, print_json, terminal
+from .shared import RUNS, Author, Json, RunName, Runs, print_json, terminal
 
 
 def review(
@@ -22,9 +22,7 @@ def review(
     out: Annotated[
         Path | None, typer.Option(help="Exam file of --anchors; RUN-anchors.jsonl without.")
     ] = None,
-    author: Annotated[
-        str | None, typer.Option(help="Who judges; your name on this computer without.")
-    ] = None,
+    author: Author = None,
     runs: Runs = RUNS,
     as_json: Json = False,
 ) -> None:

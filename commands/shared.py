@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..agents.recipe import Recipe
 
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
+Author = Annotated[str | None, typer.Option(help="Who judges; your name on this computer without.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 AskServers = Annotated[
     bool,

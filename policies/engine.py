@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,6 @@ class Engine:
         """Start the engine on a whole model's folder, and let it say one real token."""
         import vllm
 
-        began = time.monotonic()
         self._llm = vllm.LLM(
             folder,
             dtype=dtype,
@@ -72,21 +70,18 @@ class Engine:
         self._folder = folder
         # What vLLM has for adapters on a CPU breaks off at the log-probs of a prompt, with an adapter or without.
         self._step_by_step = adapter_rank > 0 and _on_cpu()
-        [first] = self.generate([[1, 1]], [0], {"temperature": 0.0, "max_tokens": 1}, [], [None])
-        config = self._llm.llm_engine.vllm_config
-        return {
-            "version": vllm.__version__,
-            "token": first["ids"][0],
-            "block": config.cache_config.block_size,
-            "context": config.model_config.max_model_len,
-            "seconds": time.monotonic() - began,
-        }
+        self.generate([[1, 1]], [0], {"temperature": 0.0, "max_tokens": 1}, [], [None])
+        model = self._llm.llm_engine.vllm_config.model_config
+        return {"version": vllm.__version__, "context": model.max_model_len}
 
     def load(self, folder: str, adapter: str, *, merge: bool) -> None:
         """Hold a whole model's tensors, with an adapter on them or without one."""
         whole = folder, adapter if merge else ""
         if whole != (self._folder, self._adapter if self._live is None else ""):
-            self._hand_over(_with_head(read_tensors(*whole)[0], Path(folder)))
+            self._folder = self._adapter = (
+                ""  # in the middle of it, it holds neither the old ones nor the new
+            )
+            self._hand_over(_with_head(read_tensors(*whole), Path(folder)))
         self._live = self._attached(adapter) if adapter and not merge else None
         self._folder, self._adapter = folder, adapter
         self._forget_prefixes()
@@ -126,7 +121,10 @@ class Engine:
             return self._score_step_by_step(prompts, completions)
         # The last token is asked for as an answer, because vLLM keeps room for one.
         asked = [p + c[:-1] for p, c in zip(prompts, completions, strict=True)]
-        told = [self._params(max_tokens=1, prompt_logprobs=0, last=c[-1]) for c in completions]
+        told = [
+            self._params(max_tokens=1, prompt_logprobs=0, logprob_token_ids=[c[-1]])
+            for c in completions
+        ]
         return [
             [
                 *(place[token].logprob for token, place in _read(p, c, answer)),
@@ -165,14 +163,13 @@ class Engine:
 
     def held(self) -> str:
         """Return the revision of the files that were loaded; empty where a tensor that can be seen is not theirs."""
-        merged = self._adapter if self._live is None else ""
-        tensors, _ = read_tensors(self._folder, merged)
+        tensors = read_tensors(self._folder, self._adapter if self._live is None else "")
         seen = dict(self._llm.apply_model(_parameters)[0])
         kept = [name for name, t in tensors.items() if t.dim() == 1 or name == EMBEDDINGS]
         shown = {name: seen[name] for name in kept if name in seen}
         # vLLM fills the vocabulary up to a round number.
         same = all(t[: len(tensors[n])].cpu().equal(tensors[n]) for n, t in shown.items())
-        return read_tensors(self._folder, self._adapter)[1] if shown and same else ""
+        return revision_of(self._folder, self._adapter) if shown and same else ""
 
     def _hand_over(self, tensors: Tensors) -> None:
         self._llm.collective_rpc(
@@ -190,13 +187,10 @@ class Engine:
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("the cache of prefixes is in use and cannot be emptied")
 
-    def _params(self, *, last: int | None = None, **told: Any) -> Any:
+    def _params(self, **told: Any) -> Any:
         from vllm import SamplingParams
 
-        if last is not None:
-            told["logprob_token_ids"] = [last]
-        told = {"temperature": 0.0} | told
-        return SamplingParams(detokenize=False, **told)
+        return SamplingParams(**{"temperature": 0.0, "detokenize": False} | told)
 
     def _ask(self, prompts: Sequence[Ids], told: Sequence[Any]) -> list[Any]:
         from vllm import TokensPrompt
@@ -252,18 +246,27 @@ def _read(prompt: Ids, completion: Ids, answer: Any) -> Iterator[tuple[int, Mapp
     yield from zip(completion[:-1], answer.prompt_logprobs[len(prompt) :], strict=True)
 
 
-def read_tensors(folder: str, adapter: str) -> tuple[Tensors, str]:
-    """Return the tensors of a whole model, an adapter merged into them, and the revision that they are."""
-    if not adapter:
-        files = sorted(Path(folder).glob("*.safetensors"))
-        tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
-        return tensors, fingerprint_of(tensors)
+def read_tensors(folder: str, adapter: str) -> Tensors:
+    """Return the tensors of a whole model, an adapter merged into them."""
+    if adapter:
+        merged: Tensors = _adapted(folder, adapter).merge_and_unload().state_dict()
+        return merged
+    files = sorted(Path(folder).glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def revision_of(folder: str, adapter: str) -> str:
+    """Return the revision that a whole model is, with an adapter on it or without one."""
+    if adapter:
+        return fingerprint_adapted(_adapted(folder, adapter))
+    return fingerprint_of(read_tensors(folder, ""))
+
+
+def _adapted(folder: str, adapter: str) -> Any:
     model, misfits = read_model(Path(folder))
     if misfits:
         raise StoreProblem(f"{folder}: its tensors do not fit: {'; '.join(misfits)}")
-    adapted = attach(model, Path(adapter))
-    revision = fingerprint_adapted(adapted)
-    return adapted.merge_and_unload().state_dict(), revision
+    return attach(model, Path(adapter))
 
 
 def _with_head(tensors: Tensors, folder: Path) -> Tensors:
@@ -278,12 +281,10 @@ def _with_head(tensors: Tensors, folder: Path) -> Tensors:
 def _of_the_device(cache_gib: float | None) -> dict[str, Any]:
     """Return what differs between a card and a CPU."""
     if not _on_cpu():
+        if cache_gib is None:
+            return {}
         # With a cache of known size, the share is what must be free at the start, and others may hold the rest.
-        known = {
-            "kv_cache_memory_bytes": int((cache_gib or 0) * 2**30),
-            "gpu_memory_utilization": 0.1,
-        }
-        return known if cache_gib else {}
+        return {"kv_cache_memory_bytes": int(cache_gib * 2**30), "gpu_memory_utilization": 0.1}
     cache = int((cache_gib or CPU_CACHE_GIB) * 2**30)
     return {"enforce_eager": True, "block_size": CPU_BLOCK, "kv_cache_memory_bytes": cache}
 

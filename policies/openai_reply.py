@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -56,7 +57,7 @@ def usage_of(prompts: Sequence[TokenIds], choices: Sequence[Choice]) -> dict[str
     }
 
 
-class Shape:
+class Shape(ABC):
     """How answers are told. The system's fingerprint is the revision that spoke."""
 
     prefix = ""
@@ -85,13 +86,13 @@ class Shape:
         ]
         return self.frame(told, chunk=False) | {"usage": usage}
 
+    @abstractmethod
     def said(self, choice: Choice, *, logprobs: bool) -> dict[str, Any]:
         """Return what a choice says, whole."""
-        raise NotImplementedError
 
+    @abstractmethod
     def parts(self, choices: Sequence[Choice], *, logprobs: bool) -> Iterator[dict[str, Any]]:
         """Yield the events of a stream."""
-        raise NotImplementedError
 
 
 class ChatShape(Shape):

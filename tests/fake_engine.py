@@ -37,7 +37,7 @@ class FakeEngine(Engine):
         home = Revision.read(Path(folder))
         self.policy, self.older = (TransformersPolicy(home, threads=1) for _ in range(2))
         self.policy.load(home)
-        return {"version": "0", "token": 1, "block": 32, "context": 200, "seconds": 0.0}
+        return {"version": "0", "context": 200}
 
     def load(self, folder: str, adapter: str, *, merge: bool) -> None:
         """Hold other weights, and keep those of before."""

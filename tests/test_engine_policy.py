@@ -5,6 +5,7 @@ The engine is `fake_engine`, the embedded policy behind the same questions; the 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -18,19 +19,24 @@ from pathlib import Path
 import psutil
 import pytest
 from fake_engine import FAULT
+from planted_cards import plant
 
 from redistill.agents import opening
+from redistill.agents.cast import Cast
+from redistill.agents.engines import Seat, Vllm, open_engine
 from redistill.agents.loop import Place, run
-from redistill.agents.opening import prepared
+from redistill.agents.opening import adopt, prepared
 from redistill.agents.recipe import load_recipe
-from redistill.errors import BadInput, EnvironmentProblem
+from redistill.errors import BadInput, EnvironmentProblem, WrongWeights
 from redistill.policies import catalog, vllm
-from redistill.policies.policy import Request, Sampling
+from redistill.policies.placement import Card, Placement
+from redistill.policies.policy import Policy, Request, Sampling
 from redistill.policies.proof import prove
 from redistill.policies.revision import Revision
 from redistill.policies.transformers import TransformersPolicy
 from redistill.policies.vllm import EngineSettings, VllmPolicy
 from redistill.store.query import read_rows
+from redistill.store.store import Store
 from redistill.testing.tiny import make_tiny_revision
 from redistill.types import TokenIds
 
@@ -221,6 +227,73 @@ def test_an_engine_that_contradicts_itself_is_wrong(family: tuple[Revision, Revi
     policy.load(family[0])
     assert prove(policy, family[0], None).verdict == "wrong"
     assert prove(policy, *family).verdict == "wrong"
+
+
+def cast_of(base: Path, family: tuple[Revision, Revision], policy: VllmPolicy) -> Cast:
+    """Return a cast whose student is in an engine, and whose teacher is in this process."""
+    for revision in family:
+        adopt(revision, base / "revisions")
+    policies: dict[str, Policy] = {"student": policy, "teacher": TransformersPolicy(family[1])}
+    return Cast(base, family[0].id, {}, policies, {"teacher": family[1]})
+
+
+@pytest.mark.parametrize("card", [False, True])
+def test_an_engine_that_stays_leaves_a_card_to_the_next_speaker(
+    tmp_path: Path, policy: VllmPolicy, family: tuple[Revision, Revision], card: bool
+) -> None:
+    """Where both share a card it is ended before another model loads; without one it stays up."""
+    (tmp_path / "revisions").mkdir()
+    store, cast = Store(tmp_path), cast_of(tmp_path, family, policy)
+    if card:
+        cast.placement = Placement(sampler=(Card("GPU-a", 4 << 30, 4 << 30),))
+
+    async def speak() -> None:
+        await cast.hold("student", family[0], store, 1)
+        engine = engine_of(policy)
+        await cast.hold("teacher", family[1], store, 1)
+        assert engine.is_running() != card
+
+    asyncio.run(speak())
+    cast.close()
+    store.close()
+
+
+def test_wrong_weights_are_told_with_both_distances_and_not_believed_next(
+    tmp_path: Path,
+    policy: VllmPolicy,
+    family: tuple[Revision, Revision],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The line has how far it is from both revisions; asked again it is proven again; both verdicts are kept."""
+    (tmp_path / "revisions").mkdir()
+    store, cast = Store(tmp_path), cast_of(tmp_path, family, policy)
+
+    async def speak() -> None:
+        monkeypatch.setenv(FAULT, "deaf")
+        await cast.hold("student", family[0], store, 1)
+        with pytest.raises(WrongWeights, match=r"nats a token away, .* to what it held before"):
+            await cast.hold("student", family[1], store, 1)
+        assert policy.revision == ""
+        monkeypatch.delenv(FAULT)
+        policy.close()
+        await cast.hold("student", family[1], store, 1)
+
+    asyncio.run(speak())
+    told = store.rows("SELECT detail->>'verdict' AS v FROM event WHERE kind = 'canary' ORDER BY v")
+    assert [row["v"] for row in told] == ["ok", "ok", "wrong"]
+    cast.close()
+    store.close()
+
+
+def test_an_engine_that_would_keep_the_trainers_card_is_refused(
+    tmp_path: Path, family: tuple[Revision, Revision], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one card an engine may stay up with a cache of known size alone."""
+    plant(monkeypatch, tmp_path, ("GPU-a", 4000, 4000))
+    seat = Seat(Placement(sampler=(Card("GPU-a", 4 << 30, 4 << 30),)), 1, tmp_path / "log")
+    with pytest.raises(BadInput, match=r"execution\.vllm\.stays: .*cache_gib"):
+        open_engine(family[0], "vllm", Vllm(stays=True), seat, rank=0)
+    assert open_engine(family[0], "vllm", Vllm(stays=True, cache_gib=1), seat, rank=0)
 
 
 def test_an_engine_ends_with_its_parent(family: tuple[Revision, Revision], tmp_path: Path) -> None:
