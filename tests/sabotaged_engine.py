@@ -20,6 +20,8 @@ from redistill.policies.engine import HEAD, Engine, Tensors, serve  # noqa: E402
 class Sabotaged(Engine):
     """Holds other weights than it was told to, in one way."""
 
+    _broken = False
+
     @property
     def fault(self) -> str:
         """The way."""
@@ -43,6 +45,10 @@ class Sabotaged(Engine):
             tensors = {name: t for name, t in tensors.items() if name != HEAD}
         if self.fault == "a_layer_missing":
             tensors = {name: t for name, t in tensors.items() if ".layers.1." not in name}
+        if self.fault == "breaks_off" and not self._broken:
+            self._broken = True
+            super()._hand_over(tensors)
+            raise RuntimeError("it broke off")
         super()._hand_over(tensors)
 
     def _attached(self, folder: str) -> Any:

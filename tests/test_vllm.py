@@ -17,6 +17,7 @@ import torch
 
 from redistill.agents.loop import Place, run
 from redistill.agents.recipe import load_recipe
+from redistill.errors import EnvironmentProblem
 from redistill.policies import catalog
 from redistill.policies.policy import Request, Sampling
 from redistill.policies.proof import prove
@@ -212,6 +213,21 @@ def test_each_silent_failure_is_caught(
     assert proof.d_new > 20 * proof.noise
     if fault == "nothing":  # the others keep old what the engine does not show
         assert policy.fingerprint() == ""
+
+
+def test_a_load_that_breaks_off_leaves_nothing_to_believe(
+    families: dict[bool, Family], make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights of before are handed over again when they are asked for, for the engine may hold others now."""
+    monkeypatch.setenv("REDISTILL_FAULT", "breaks_off")
+    parent, child = families[True]
+    policy = make(parent, module="sabotaged_engine")
+    policy.load(parent)
+    with pytest.raises(EnvironmentProblem, match="cannot load: RuntimeError: it broke off"):
+        policy.load(child)
+    assert policy.revision == ""
+    policy.load(parent)
+    assert prove(policy, parent, child).verdict == "ok"
 
 
 def adapters(root: Path, base: Revision) -> Family:
