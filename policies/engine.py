@@ -78,9 +78,8 @@ class Engine:
         """Hold a whole model's tensors, with an adapter on them or without one."""
         whole = folder, adapter if merge else ""
         if whole != (self._folder, self._adapter if self._live is None else ""):
-            self._folder = self._adapter = (
-                ""  # in the middle of it, it holds neither the old ones nor the new
-            )
+            # Cut off in the middle of it, the engine holds neither the old tensors nor the new.
+            self._folder = self._adapter = ""
             self._hand_over(_with_head(read_tensors(*whole), Path(folder)))
         self._live = self._attached(adapter) if adapter and not merge else None
         self._folder, self._adapter = folder, adapter
