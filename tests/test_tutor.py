@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -41,12 +42,12 @@ class Spoken:
     def __init__(self, policy: Tutor) -> None:
         self.policy = policy
 
-    async def say(self, role: str, asks: list[Ask], sampling: Sampling) -> list[Reply]:
+    async def say(self, role: str, asks: Sequence[Ask], sampling: Sampling) -> list[Reply]:
         """Answer each conversation."""
         requests = [Request(self.policy.encode(ask.messages), ask.seed) for ask in asks]
         return [Reply(said.text) for said in self.policy.generate(requests, sampling)]
 
-    async def choose(self, role: str, asks: list[Ask], options: list[str]) -> list[Weighed]:
+    async def choose(self, role: str, asks: Sequence[Ask], options: Sequence[str]) -> list[Weighed]:
         """Weigh the options for each conversation."""
         told = [self.policy.encode(ask.messages) for ask in asks]
         return [Weighed(tuple(shares)) for shares in self.policy.choose(told, options)]
@@ -129,7 +130,7 @@ def test_judges_in_words_understand_it(tmp_path: Path) -> None:
         assert (right.value or 0) > (wrong.value or 0)
         both = judged(asyncio.run(chat.compare([task(RIGHT, WRONG), task(WRONG, RIGHT)])))
         assert [j.ranks for j in both] == [(1, 2), (2, 1)]
-        three = judged(asyncio.run(chat.compare([task(WRONG, RIGHT, "?")])))[0]
+        three = judged(asyncio.run(chat.compare([task(WRONG, RIGHT, "kado")])))[0]
         assert three.ranks is not None
         assert three.ranks[1] == 1
     many = bind(Chat(role="judge", aspects=("true", "clear"), scale=(1, 5)), speaker)
