@@ -12,7 +12,7 @@ from pathlib import Path
 from redistill.agents.judge import JudgeTask
 from redistill.agents.judges.chat import Chat
 from redistill.agents.judges.model import Choice, Rating
-from redistill.agents.speaker import Ask, Reply, Weighed, bind
+from redistill.agents.speaker import Ask, Given, Measured, Reply, Weighed, bind
 from redistill.agents.template import fill, sound, template
 from redistill.policies.policy import Request, Sampling
 from redistill.testing.tutor import SLIP, Tutor, reply, solve, worth
@@ -51,6 +51,10 @@ class Spoken:
         """Weigh the options for each conversation."""
         told = [self.policy.encode(ask.messages) for ask in asks]
         return [Weighed(tuple(shares)) for shares in self.policy.choose(told, options)]
+
+    async def logprobs(self, role: str, given: Sequence[Given]) -> list[Measured]:
+        """Nobody asks for them here."""
+        raise NotImplementedError
 
 
 def task(*answers: str, question: str = QUESTION) -> JudgeTask:
