@@ -78,12 +78,14 @@ class ExamSpeaker:
         """Return the raw log-probs of each token of given answers, spelled by the role's own policy."""
         if self._servers.serve(role):
             return await self._speaking_far(await self._reader()).logprobs(role, given)
-        asked = [(self._staged(role, g.messages), g.answer, None) for g in given]
+        asked = [(self._staged(role, g.messages, g.tags), g.answer, None) for g in given]
         async with self._one:
             return await asyncio.to_thread(measure, await self._policy(role), role, asked)
 
     def _speaking_far(self, reader: Reader | None) -> RemoteSpeaker:
-        return RemoteSpeaker(self._servers, lambda role: self._stagings[role].system, reader=reader)
+        return RemoteSpeaker(
+            self._servers, lambda role, tags: self._stagings[role].before(tags), reader=reader
+        )
 
     async def _reader(self) -> Reader | None:
         """Return the student as the one whose tokens a server reads; no weights are loaded for it."""
@@ -114,7 +116,8 @@ class ExamSpeaker:
         model = catalog.resolve(str(inside) if inside.is_dir() else spec, cache=self._cache)
         return model.revision, TransformersPolicy(model.revision)
 
-    def _staged(self, role: str, messages: Sequence[Message]) -> tuple[Message, ...]:
-        """Put the role's system prompt before a conversation; worked examples are for answers only."""
-        system = self._stagings[role].system
-        return ((Message("system", system),) if system else ()) + tuple(messages)
+    def _staged(
+        self, role: str, messages: Sequence[Message], tags: Sequence[str] | None = None
+    ) -> tuple[Message, ...]:
+        """Put before a conversation what the role sees first; worked examples belong to answers only."""
+        return self._stagings[role].before(tags) + tuple(messages)

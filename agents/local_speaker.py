@@ -36,7 +36,11 @@ class LocalSpeaker:
         """Return the raw log-probs of each token of given answers."""
         cast = self._turn.run.cast
         asked = [
-            (self._staged(role, g.messages), g.answer, cast.vocabulary(g.answer.revision))
+            (
+                self._staged(role, g.messages, g.tags),
+                g.answer,
+                cast.vocabulary(g.answer.revision),
+            )
             for g in given
         ]
         async with cast.stage:
@@ -48,7 +52,8 @@ class LocalSpeaker:
             role, turn.run.store, round=turn.round, champion=turn.champion, current=turn.current
         )
 
-    def _staged(self, role: str, messages: Sequence[Message]) -> tuple[Message, ...]:
-        """Put the role's system prompt before a conversation; worked examples are for answers only."""
-        system = self._turn.run.cast.staging(role).system
-        return ((Message("system", system),) if system else ()) + tuple(messages)
+    def _staged(
+        self, role: str, messages: Sequence[Message], tags: Sequence[str] | None = None
+    ) -> tuple[Message, ...]:
+        """Put before a conversation what the role sees first; worked examples belong to answers only."""
+        return self._turn.run.cast.staging(role).before(tags) + tuple(messages)

@@ -18,6 +18,7 @@ from .speaker import Ask, Given, Measured, Reply, Weighed
 from .spending import Ledger
 from .weighing import answer_ids
 
+Before = Callable[[str, Sequence[str] | None], tuple[Message, ...]]
 _HOPELESS = ("unauthorized", "not_found", "redirect")
 """Kinds that a whole batch comes back with when the recipe is wrong."""
 _COVERED = 0.5
@@ -46,7 +47,7 @@ class RemoteSpeaker:
 
     Args:
         servers: the clients by role.
-        system: from a role to the system prompt of its context.
+        before: from a role, and the tags of a prompt, to the turns that the role sees first.
         ledger: keeps account of the calls; without one nobody does.
         reader: reads what given tokens are asked about; without one nobody can.
     """
@@ -54,12 +55,12 @@ class RemoteSpeaker:
     def __init__(
         self,
         servers: Servers,
-        system: Callable[[str], str | None] = lambda _: None,
+        before: Before = lambda _role, _tags: (),
         ledger: Ledger | None = None,
         reader: Reader | None = None,
     ) -> None:
         self._servers = servers
-        self._system = system
+        self._before = before
         self._ledger = ledger
         self._reader = reader
 
@@ -91,7 +92,7 @@ class RemoteSpeaker:
         """
         reader = await self._same_tokens(role)
         pairs = await reader.call(
-            lambda: [reader.pair(self._staged(role, g.messages), g.answer) for g in given]
+            lambda: [reader.pair(self._staged(role, g.messages, g.tags), g.answer) for g in given]
         )
         asked = [pair for pair in pairs if pair[1]]
         found = iter(await self.ask(role, [Reading(*pair) for pair in asked], "score"))
@@ -152,9 +153,10 @@ class RemoteSpeaker:
             raise BadInput.at(where, f"{client.address.host}: {found[0].text}")
         return found
 
-    def _staged(self, role: str, messages: Sequence[Message]) -> tuple[Message, ...]:
-        system = self._system(role)
-        return ((Message("system", system),) if system else ()) + tuple(messages)
+    def _staged(
+        self, role: str, messages: Sequence[Message], tags: Sequence[str] | None = None
+    ) -> tuple[Message, ...]:
+        return self._before(role, tags) + tuple(messages)
 
 
 def _stop_if_away(client: Caller, found: Sequence[Outcome]) -> None:

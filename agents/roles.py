@@ -162,20 +162,28 @@ class Staging:
 
     def stage(self, prompt: Prompt) -> tuple[Message, ...]:
         """Return the conversation that the role sees."""
-        before = (Message("system", self.system),) if self.system else ()
-        shots = tuple(
+        return self.before(prompt.tags) + prompt.messages
+
+    def before(self, tags: Sequence[str] | None) -> tuple[Message, ...]:
+        """Return the turns that the role sees first.
+
+        Args:
+            tags: of the prompt that follows; None where none does, and no worked answer belongs.
+        """
+        system = (Message("system", self.system),) if self.system else ()
+        return system + tuple(
             message
-            for question, answer, _ in self._matching(prompt)
+            for question, answer, _ in ([] if tags is None else self._matching(tags))
             for message in (Message("user", question), Message("assistant", answer))
         )
-        return before + shots + prompt.messages
 
-    def _matching(self, prompt: Prompt) -> Sequence[tuple[str, str, tuple[str, ...]]]:
+    def _matching(self, tags: Sequence[str]) -> Sequence[tuple[str, str, tuple[str, ...]]]:
         if self._shot is None:
             return []
         key = self._shot.match
-        wanted = f"{key}:{prompt.tag(key)}" if key else None
-        fits = [e for e in self._examples if wanted is None or wanted in e[2]]
+        # As `Prompt.tag` has it: of several tags of a key the first counts.
+        own = next((tag for tag in tags if key and tag.startswith(f"{key}:")), f"{key}:None")
+        fits = [e for e in self._examples if key is None or own in e[2]]
         return fits[: self._shot.n]
 
 

@@ -51,6 +51,8 @@ class Given:
 
     messages: tuple[Message, ...]
     answer: Completion
+    tags: tuple[str, ...] | None = None
+    """Of the prompt that the conversation is: a role's worked examples are then shown before it, as to one who answers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,7 @@ def remote(turn: Turn) -> RemoteSpeaker:
     cast.servers.say = turn.run.progress.note
     return RemoteSpeaker(
         cast.servers,
-        lambda role: cast.staging(role).system,
+        lambda role, tags: cast.staging(role).before(tags),
         Spending(turn),
         Reader(cast.student, cast.call, cast.vocabulary),
     )

@@ -30,7 +30,7 @@ from redistill.agents.local_speaker import LocalSpeaker
 from redistill.agents.loop import Place, run
 from redistill.agents.recipe import Recipe, load_recipe
 from redistill.agents.remote_speaker import RemoteSpeaker
-from redistill.agents.roles import Role
+from redistill.agents.roles import FewShot, Role, RoleContext, Staging
 from redistill.agents.servers import Servers
 from redistill.agents.speaker import Ask, Given, Measured, Reply, Weighed
 from redistill.agents.weighing import answer_ids, measure
@@ -287,6 +287,26 @@ def test_likelihood_is_the_written_out_formula(after: Any, alone: Any) -> None:
     assert ifd.raw == pytest.approx(perplexity[0] / perplexity[1])
     assert ifd.raw is not None
     assert ifd.value == pytest.approx(ifd.raw / (1 + ifd.raw))
+
+
+def test_worked_examples_are_shown_before_the_question_of_a_perplexity(tmp_path: Path) -> None:
+    """The role is shown what an answering role is; before a question without an answer, and for `ifd`, nothing."""
+    shots = [{"prompt": f"Say {c}", "answer": c, "tags": [f"k:{c}"]} for c in "ab"]
+    (tmp_path / "shots.jsonl").write_text("\n".join(map(json.dumps, shots)) + "\n", "utf-8")
+    few = FewShot(file="shots.jsonl", n=2, match="k")
+    context = RoleContext(system="Be brief.", few_shot=few)
+    staging = Staging("judge", Role(context=context), tmp_path)
+    prompt = Prompt("p", (Message("user", "Say it"),), "train", tags=("k:b", "k:a"))
+    shown = [turn.content for turn in staging.before(prompt.tags)]
+    assert shown == ["Be brief.", "Say b", "b"]
+    assert staging.stage(prompt) == (*staging.before(prompt.tags), *prompt.messages)
+    assert [turn.content for turn in staging.before(None)] == ["Be brief."]
+    assert [turn.content for turn in staging.before(())] == ["Be brief."]
+    speaker = Known(logprobs=lambda _: (-1.0,))
+    asked = JudgeTask(prompt, task("x").completion)
+    ask(Likelihood(), "score", speaker, asked)
+    ask(Likelihood(of="ifd"), "score", speaker, asked)
+    assert [given.tags for given in speaker.given] == [("k:b", "k:a"), None, None]
 
 
 def test_an_answer_alone_is_read_once() -> None:
@@ -610,7 +630,7 @@ def test_roles_of_this_machine_take_turns() -> None:
             self.stage, self.held = asyncio.Lock(), ""
 
         def staging(self, _: str) -> Any:
-            return SimpleNamespace(system=None)
+            return SimpleNamespace(before=lambda _: ())
 
         async def speak(self, role: str, *_: Any, **__: Any) -> FakeStudent:
             self.held = role

@@ -248,21 +248,23 @@ class Likelihood(Speaking):
     perplexity of the answer after its question over that after an empty one, so that 1 means that the
     question helped nothing and more that it misled; `value` is raw / (1 + raw). The tokens are those that
     were sampled, the end included, where the role reads with the tokenizer that they are of; else the text
-    is spelled anew.
+    is spelled anew. For `perplexity` a role's worked examples stand before the question, so that a student that
+    sees some can judge one that sees none.
     """
 
     name: ColumnName = "likelihood"
     of: Literal["perplexity", "ifd"] = "perplexity"
     """What is measured: the value grows with the likelihood of the answer, or with its difficulty."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     needs_weights: ClassVar[bool] = True
 
     async def score(self, tasks: Sequence[JudgeTask]) -> list[Judgement]:
         """Give each answer its likelihood, or its difficulty."""
-        after = [Given(task.prompt.messages, task.completion) for task in tasks]
         if self.of == "perplexity":
-            return [_fluency(each) for each in await self.speaker.logprobs(self.role, after)]
+            shown = [Given(t.prompt.messages, t.completion, t.prompt.tags) for t in tasks]
+            return [_fluency(each) for each in await self.speaker.logprobs(self.role, shown)]
+        after = [Given(task.prompt.messages, task.completion) for task in tasks]
         # An empty question and not none: most templates have no conversation without one, and both
         # perplexities are then of an answer that stands in its place.
         alone = list(dict.fromkeys(_alone(task.completion) for task in tasks))
