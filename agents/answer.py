@@ -86,14 +86,18 @@ async def answer(turn: Turn, role: str, asked: Sequence[Asked], sampling: Sampli
         "event": [too_long(turn, a.prompt, room) for a in asked if a not in fits],
     }
     completions = []
+    # What a stranger has sampled are no tokens of the student's: there is its text, as of a model behind an address.
+    own = policy.vocabulary == run.cast.student.vocabulary
     for a, identifier, generation in zip(fits, ids, generations, strict=True):
         text = content(generation.text, turn.round)
         row = facts(turn, role, a, sampling, rendered[a.view]["id"])
         row |= {"id": identifier, "revision": policy.revision, "text_hash": text["hash"]}
         rows["completion"].append(row | _payload(generation) | {"seconds": seconds})
-        rows["completion_tokens"].append(_tokens(turn, identifier, generation))
+        rows["completion_tokens"] += [_tokens(turn, identifier, generation)] if own else []
         rows["content"].append(text)
-        completions.append((a.prompt, _completion(identifier, a.prompt, policy, generation)))
+        completions.append(
+            (a.prompt, _completion(identifier, a.prompt, policy, generation, own=own))
+        )
     return Answered(rows, completions)
 
 
@@ -182,14 +186,14 @@ def _tokens(turn: Turn, identifier: str, generation: Generation) -> Row:
 
 
 def _completion(
-    identifier: str, prompt: Prompt, policy: Policy, generation: Generation
+    identifier: str, prompt: Prompt, policy: Policy, generation: Generation, *, own: bool
 ) -> Completion:
     return Completion(
         id=identifier,
         prompt_id=prompt.id,
         text=generation.text,
-        token_ids=generation.token_ids,
-        logprobs=generation.logprobs,
+        token_ids=generation.token_ids if own else (),
+        logprobs=generation.logprobs if own else (),
         finish_reason=generation.finish_reason,
         revision=policy.revision,
     )

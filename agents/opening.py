@@ -259,7 +259,7 @@ def open_cast(plan: Plan, placement: Placement | None = None) -> Cast:
         if role.policy not in policies:
             others[role.policy], policies[role.policy] = _open_policy(plan, role.policy, place)
         foreign = policies[role.policy].vocabulary != student.vocabulary
-        if foreign and name not in _taught_across(plan.recipe):
+        if foreign and name in _taught_by_token(plan.recipe):
             raise BadInput.at(
                 f"roles.{name}.policy",
                 f"{role.policy} has another tokenizer than the student",
@@ -271,13 +271,14 @@ def open_cast(plan: Plan, placement: Placement | None = None) -> Cast:
     return cast
 
 
-def _taught_across(recipe: Recipe) -> set[str]:
-    """Return the roles that may have another tokenizer, because all that they do is teach across."""
-    steps = [step for stage in recipe.stages for step in stage.steps]
-    teaching = [step for step in steps if isinstance(step, Train)]
-    across = [s for s in teaching if getattr(s.load_trainer(), "across", False)]
-    elsewhere = {role for step in steps if step not in across for role in step.roles()}
-    return {role for step in across for role in step.teachers().values()} - elsewhere
+def _taught_by_token(recipe: Recipe) -> set[str]:
+    """Return the roles that need the student's tokenizer: they say what they would have said at each of its tokens.
+
+    All others speak, judge and measure in words, which each tokenizer spells in its own way.
+    """
+    steps = [s for stage in recipe.stages for s in stage.steps if isinstance(s, Train)]
+    alike = [step for step in steps if not getattr(step.load_trainer(), "across", False)]
+    return {role for step in alike for role in step.teachers().values()}
 
 
 def _open_policy(plan: Plan, spec: str, place: Placement) -> tuple[Revision, Policy]:

@@ -26,7 +26,7 @@ from redistill.agents.loop import Place, run
 from redistill.agents.operators.gate import Gate
 from redistill.agents.recipe import load_recipe
 from redistill.agents.reference import Spoken
-from redistill.errors import BadInput
+from redistill.policies import catalog
 from redistill.policies.chat import ChatCodec
 from redistill.policies.revision import Revision, canary_sequences, record_canary
 from redistill.store.query import read_rows
@@ -343,11 +343,38 @@ def test_f27_a_prompt_that_is_too_long_is_parked(tmp_path: Path) -> None:
     assert said["n"] == 19
 
 
-def test_f34_a_teacher_with_another_vocabulary_is_refused(tmp_path: Path) -> None:
-    """Its tokens are told apart by their map to ids, not by how many there are; nothing is sampled."""
-    recipe = _loaded(tmp_path, fake_prompts(), roles={"teacher": {"policy": "tiny"}})
-    with pytest.raises(BadInput, match="tiny has another tokenizer than the student"):
-        run(recipe, place=Place(tmp_path / "runs", tmp_path / "cache"))
+def test_f34_what_another_tokenizer_has_sampled_is_learned_as_text(tmp_path: Path) -> None:
+    """Of a teacher of another vocabulary the text is kept, and no token ids that would mean something else."""
+    data: dict[str, Any] = {
+        "name": "stranger",
+        "student": "tiny",
+        "prompts": {"file": "redistill:tiny.jsonl", "per_round": 8},
+        "roles": {"teacher": {"policy": "redistill.testing.tutor:Tutor"}},
+        "round": [
+            {"sample": {"role": "teacher", "k": 1, "max_tokens": 44}},
+            {"sample": {"as": "own", "k": 1, "max_tokens": 44}},
+            {"select": {"of": ["sample", "own"]}},
+            {"train": {"trainer": "sft", "steps": 1, "batch_size": 4, "micro_batch": 4}},
+            {"evaluate": {"judge": "verifier", "max_tokens": 44}},
+            {"gate": {}},
+        ],
+    }
+    recipe = load_recipe(json.dumps(data), "r.yaml", base=tmp_path)
+    folder = run(recipe, place=Place(tmp_path / "runs", catalog.default_cache()), rounds=1)
+    rows = read_rows(
+        folder,
+        """
+        SELECT c.step, r.tokens_from, c.text_hash, t.completion_id IS NOT NULL AS kept
+        FROM training_row r JOIN completion c ON c.id = r.completion_id
+        LEFT JOIN completion_tokens t ON t.completion_id = c.id
+        """,
+    )
+    assert {(r["step"], r["tokens_from"], r["kept"]) for r in rows} == {
+        ("sample", "encoded", False),
+        ("own", "sampled", True),
+    }
+    [job] = read_rows(folder, "SELECT status FROM training_run")
+    assert job["status"] == "trained"
 
 
 def test_a_prompt_never_gets_two_system_turns() -> None:
