@@ -193,6 +193,7 @@ def _ready(store: Store) -> dict[int, list[tuple[str, str]]]:
         LEFT JOIN step s ON s.round = c.round AND s.step = c.step
         WHERE (EXISTS (SELECT 1 FROM decision d WHERE d.round = c.round)
                OR c.round = 0 OR s.origin = 'imported')
+          AND NOT EXISTS (SELECT 1 FROM proposal x WHERE x.round = c.round AND x.step = c.step)
           AND (c.split = 'train' OR s.origin = 'imported'
                OR EXISTS (SELECT 1 FROM evaluation e WHERE e.round = c.round AND e.step = c.step))
         GROUP BY c.round, c.step ORDER BY c.round, max(s.position) NULLS LAST, c.step

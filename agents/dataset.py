@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import BadInput
 from ..hashing import row_id
+from ..store.facts import find_prompts
 from ..store.store import Row, now
 from ..trainers.rows import RowsKind
 from ..trainers.trainer import Trainer
@@ -81,8 +82,8 @@ class Material:
 async def prepare(turn: Turn, trainer: Trainer, sources: Sources) -> dict[str, list[Row]]:
     """Write the job's folder and return the rows that freeze its training set."""
     began = time.monotonic()
-    known = {prompt.id: prompt for prompt in turn.run.round_prompts(turn.round)}
     items = _items(turn, sources.step, trainer.rows)
+    known = find_prompts(turn.run.store, [item.prompt_id for item in items])
     gold = await _gold(turn, items, known) if trainer.gold else {}
     if trainer.gold and (bare := [item for item in items if item.prompt_id not in gold]):
         told = f"{len(bare)} of {len(items)} pairs left out: their prompts have no reference answer"

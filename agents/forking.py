@@ -246,7 +246,8 @@ def _opening_rows(source: Path, parent: Path, recipe: Recipe, reused: Reused) ->
     [run] = read_rows(source, "SELECT name, key, student FROM run")
     prompts = read_rows(
         source,
-        "SELECT * REPLACE (id::VARCHAR AS id) FROM prompt WHERE NOT list_contains(tags, ?)",
+        "SELECT * REPLACE (id::VARCHAR AS id, completion_id::VARCHAR AS completion_id, parent_id::VARCHAR AS parent_id) "
+        "FROM prompt WHERE round = 0 AND NOT list_contains(tags, ?)",
         [IMPORTED],
     )
     texts = read_rows(

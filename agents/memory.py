@@ -29,9 +29,10 @@ from .operator import Operator
 from .operators.elicit import Rewrite, Sample
 from .operators.feedback import Compare, Judging
 from .operators.improve import Evaluate, Train
+from .operators.propose import Propose
 from .recipe import Recipe
 from .roles import STUDENT
-from .workload import RUBRIC, longest_asked, longest_reply
+from .workload import RUBRIC, longest_asked, longest_proposal, longest_reply, request_tokens
 
 _DRAWN = 20
 """Bytes of an entry of the vocabulary while a token is drawn: logits, probabilities, and their sum in float64."""
@@ -256,8 +257,9 @@ def _batches(recipe: Recipe, prompts: Sequence[Prompt]) -> dict[str, Batch]:
     found: dict[str, Batch] = {}
     for stage in recipe.stages:
         said = 1
+        every = [*prompts, *_proposals(stage.steps)]
         for step in stage.steps:
-            for role, batch in _asked(step, recipe, prompts, said):
+            for role, batch in _asked(step, recipe, every, said):
                 policy = recipe.roles[role].policy if role in recipe.roles else STUDENT
                 found[policy] = max(found.get(policy, batch), batch, key=_size)
             if step.makes == "completions":
@@ -275,7 +277,10 @@ def _asked(
     count = (
         min(len(those), recipe.prompts.per_round or len(those)) if split == "train" else len(those)
     )
-    if isinstance(step, Sample):
+    if isinstance(step, Propose):
+        told = request_tokens(step, longest, said)
+        yield step.role, Batch(recipe.chunk, told + step.max_tokens)
+    elif isinstance(step, Sample):
         yield step.role, Batch(count * step.k, longest + step.max_tokens)
     elif isinstance(step, Rewrite) and step.roles():
         # The earlier answer and what is to be better stand before the new one.
@@ -288,6 +293,10 @@ def _asked(
         shown = own * (step.size if isinstance(step, Compare) else 1)
         for role in roles_of(judge):
             yield role, Batch(recipe.chunk, longest + shown + RUBRIC + longest_reply(judge))
+
+
+def _proposals(steps: Sequence[Operator]) -> list[Prompt]:
+    return [longest_proposal(step) for step in steps if isinstance(step, Propose)]
 
 
 def _size(batch: Batch) -> int:
@@ -350,9 +359,9 @@ def largest_job(
         free: bytes that a job may take.
     """
     shape = shapes[recipe.student]
-    asked = max((longest_asked(prompt) for prompt in prompts), default=0)
     found = []
     for stage in recipe.stages:
+        asked = max(map(longest_asked, [*prompts, *_proposals(stage.steps)]), default=0)
         # A program's edit is about as long as what it edits.
         speaking = (s for s in stage.steps if isinstance(s, Sample | Rewrite) and s.roles())
         said = max((s.max_tokens for s in speaking), default=256)

@@ -25,10 +25,20 @@ from .cast import Cast
 
 T = TypeVar("T")
 Makes = Literal[
-    "completions", "judgements", "critiques", "rows", "revision", "evaluation", "decision"
+    "prompts",
+    "completions",
+    "judgements",
+    "critiques",
+    "rows",
+    "revision",
+    "evaluation",
+    "decision",
 ]
 
+ROUND = "round"
+"""What stands in `of` for the round's own prompts; no step can be named so."""
 BUILTINS = {
+    "propose": "redistill.agents.operators.propose:Propose",
     "sample": "redistill.agents.operators.elicit:Sample",
     "rewrite": "redistill.agents.operators.elicit:Rewrite",
     "score": "redistill.agents.operators.feedback:Score",
@@ -167,6 +177,8 @@ class Operator(BaseModel):
     makes: ClassVar[Makes]
     needs: ClassVar[tuple[Makes, ...]] = ()
     """What `of` may name; the nearest earlier step that makes it is the default."""
+    asks_prompts: ClassVar[bool] = False
+    """Whether `of` names prompts to ask, of which those of the round are some."""
 
     as_: str = Field("", alias="as")
     """Name of the step; the operator's name where it is left out."""
@@ -176,10 +188,14 @@ class Operator(BaseModel):
         """The step's name in rows, graph and `of`."""
         return self.as_ or self.name
 
-    def sources(self) -> tuple[str, ...]:
-        """Return the steps whose rows this one reads."""
+    def named(self) -> tuple[str, ...]:
+        """Return what `of` names: steps, and `round` where the round's own prompts may be named."""
         of: Any = getattr(self, "of", None)
         return (of,) if isinstance(of, str) else tuple(of or ())
+
+    def sources(self) -> tuple[str, ...]:
+        """Return the steps whose rows this one reads."""
+        return tuple(name for name in self.named() if name != ROUND)
 
     def required(self) -> tuple[Makes, ...]:
         """Return what must be made before this step, which `of` names."""

@@ -14,7 +14,7 @@ from ..errors import BadInput, Problem
 from ..store.curation import Labels
 from . import plugins, role_judges
 from .operator import BUILTINS as OPERATORS
-from .operator import Operator
+from .operator import ROUND, Operator
 from .operators.curate import Pair, settled
 from .operators.feedback import Compare, Score
 from .operators.improve import Train
@@ -278,9 +278,10 @@ def _resolve_of(
         return None, step
     makers = [s.step for s in earlier if s.makes in needs]
     wanted = " or ".join(needs)
-    given = step.sources()
+    given = step.named()
     if given:
-        strange = [name for name in given if name not in makers]
+        known = [*makers, ROUND] if step.asks_prompts else makers
+        strange = [name for name in given if name not in known]
         if strange:
             hint = plugins.did_you_mean(strange[0], makers, f"earlier steps with {wanted}:")
             return Problem(f"{where}.of", f"{strange[0]!r} makes no {wanted}", hint), step
@@ -337,4 +338,20 @@ def _check_round(steps: Sequence[Operator], where: str) -> list[Problem]:
             )
     if not problems and made[-3:] != ["revision", "evaluation", "decision"]:
         problems.append(Problem(where, "must end with train, evaluate, gate in this order"))
-    return list(dict.fromkeys(problems))
+    return list(dict.fromkeys([*problems, *_check_prompts(steps, where)]))
+
+
+def _check_prompts(steps: Sequence[Operator], where: str) -> list[Problem]:
+    """Find prompts that are proposed for nobody, and steps that would ask the prompts of pairs."""
+    read = {name for step in steps for name in step.sources()}
+    pairing = {step.step for step in steps if isinstance(step, Pair)}
+    problems = []
+    for index, step in enumerate(steps):
+        at = f"{where}[{index}].{step.name}"
+        if step.makes == "prompts" and step.step not in read:
+            hint = f"say `sample: {{of: {step.step}}}`, or `of: [round, {step.step}]`"
+            problems.append(Problem(at, "no step answers the prompts that it proposes", hint))
+        if step.asks_prompts and (pairs := pairing.intersection(step.sources())):
+            what = f"{min(pairs)!r} keeps pairs, and no prompts"
+            problems.append(Problem(f"{at}.of", what, "name a `propose` or a `select` step"))
+    return problems

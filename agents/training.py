@@ -13,6 +13,7 @@ from ..errors import EnvironmentProblem
 from ..hashing import row_id
 from ..policies.precision import precision_held
 from ..policies.revision import Revision
+from ..store.facts import find_prompts
 from ..store.store import Row, now
 from ..trainers.callback import listening
 from ..trainers.trainer import Emit, Job, Result, Trainer
@@ -92,7 +93,8 @@ async def _in_worker(turn: Turn, trainer: Trainer, rewards: Sequence[Reward], te
     work = turn.run.worker.run
     if not trainer.samples:
         return await work(job_folder(turn), turn.run.folder, tell)
-    prompts = {prompt.id: prompt for prompt in turn.run.round_prompts(turn.round)}
+    rows = pq.read_table(Job.read(job_folder(turn), turn.run.folder).rows, columns=["id"])
+    prompts = find_prompts(turn.run.store, rows.column("id").to_pylist())
     async with listening(Rollouts(turn, rewards, prompts).answer) as desk:
         return await desk.beside(work(job_folder(turn), turn.run.folder, tell, desk.address))
 
@@ -102,7 +104,9 @@ def _too_cut(turn: Turn, most: float) -> Result | None:
     [found] = turn.run.store.rows(
         """
         SELECT count(*) AS n, count(*) FILTER (WHERE finish_reason = 'length') AS cut
-        FROM completion WHERE round = ? AND split = 'train' AND training_run_id IS NULL
+        FROM completion c WHERE c.round = ? AND c.split = 'train' AND c.training_run_id IS NULL
+          -- What a role proposed is no answer, and a cut one was refused already.
+          AND NOT EXISTS (SELECT 1 FROM proposal x WHERE x.round = c.round AND x.completion_id = c.id)
         """,
         [turn.round],
     )

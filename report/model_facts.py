@@ -52,7 +52,8 @@ JOIN completion c ON c.id = w.completion_id
 WHERE list_contains($1, t.round) GROUP BY ALL ORDER BY n DESC, c.role
 """
 _PROMPTS = """
-SELECT split, source, licence, count(*) AS n FROM prompt GROUP BY ALL ORDER BY split, n DESC, source
+SELECT split, source, licence, count(*) AS n FROM prompt WHERE NOT list_contains(tags, 'redistill:proposing')
+GROUP BY ALL ORDER BY split, n DESC, source
 """
 _FEEDBACK = """
 SELECT kind, source, licence, count(*) AS n FROM feedback GROUP BY ALL ORDER BY n DESC, kind, source

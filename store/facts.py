@@ -13,6 +13,8 @@ from .store import Row, Rows, Store, content, now
 _DETAILS = ("verify", "answer", "reference", "privileged")
 IMPORTED = "redistill:imported"
 """Tag of a prompt that came with feedback: no round samples it, so that an import moves no prompt."""
+PROPOSING = "redistill:proposing"
+"""Tag of what a role is asked in a `propose` step: its answer is a prompt, and nothing to train on."""
 
 
 def prompt_id(messages: Sequence[Message], details: Mapping[str, Any]) -> str:
@@ -39,32 +41,37 @@ def prompt_rows(prompts: Iterable[Prompt]) -> Rows:
     rows: dict[str, list[Row]] = {"prompt": [], "content": []}
     places: dict[str, int] = {}
     for prompt in prompts:
-        messages = content(messages_text(prompt.messages), 0)
-        details = content(details_text({k: getattr(prompt, k) for k in _DETAILS}), 0)
         place = places.setdefault(prompt.split, 0)
         places[prompt.split] += 1
-        rows["content"] += [messages, details]
-        rows["prompt"].append(
-            {
-                "id": prompt.id,
-                "round": 0,
-                "split": prompt.split,
-                "position": place,
-                "messages_hash": messages["hash"],
-                "details_hash": details["hash"],
-                "tags": list(prompt.tags),
-                "source": prompt.source,
-                "licence": prompt.licence,
-                "created_at": now(),
-            }
-        )
+        row, texts = prompt_row(prompt, 0, place)
+        rows["prompt"].append(row)
+        rows["content"] += texts
     return rows
 
 
+def prompt_row(prompt: Prompt, round_: int, place: int) -> tuple[Row, list[Row]]:
+    """Return the row of a prompt at a place of its split, and those of its texts."""
+    messages = content(messages_text(prompt.messages), round_)
+    details = content(details_text({k: getattr(prompt, k) for k in _DETAILS}), round_)
+    row = {
+        "id": prompt.id,
+        "round": round_,
+        "split": prompt.split,
+        "position": place,
+        "messages_hash": messages["hash"],
+        "details_hash": details["hash"],
+        "tags": list(prompt.tags),
+        "source": prompt.source,
+        "licence": prompt.licence,
+        "created_at": now(),
+    }
+    return row, [messages, details]
+
+
 def read_prompts(store: Store, split: Split) -> list[Prompt]:
-    """Return the prompts of a split in their planned order, without those that were imported."""
+    """Return the prompts of a split in their planned order, without those that were imported or proposed."""
     rows = store.rows(
-        f"{_PROMPTS} WHERE p.split = ? AND NOT list_contains(p.tags, ?) ORDER BY p.position",
+        f"{_PROMPTS} WHERE p.split = ? AND p.round = 0 AND NOT list_contains(p.tags, ?) ORDER BY p.position",
         [split, IMPORTED],
     )
     return [prompt_of(row) for row in rows]

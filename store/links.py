@@ -112,6 +112,17 @@ def _plain(table: str, column: str, place: str = "round") -> str:
 
 
 LINKS = (
+    Link(
+        "prompt", "proposal", "was shown", "shown for",
+        "SELECT unnest(seeds) AS parent, id AS child, round AS place FROM proposal", "down",
+    ),
+    Link("completion", "proposal", "was shown the failed", "failed, shown for", _plain("proposal", "answer_id")),
+    Link("completion", "proposal", "said in", "read as", _plain("proposal", "completion_id")),
+    Link("prompt", "proposal", "most like", "likest to", _plain("proposal", "nearest_id"), "down"),
+    Link(
+        "proposal", "prompt", "proposed as", "kept as",
+        "SELECT id AS parent, prompt_id AS child, 0 AS place FROM proposal WHERE prompt_id IS NOT NULL",
+    ),
     Link("prompt", "rendered_prompt", "renders", "rendered as", _plain("rendered_prompt", "prompt_id"), "down"),
     Link("prompt", "completion", "answers", "answered by", _plain("completion", "prompt_id", "round"), "down"),
     Link("rendered_prompt", "completion", "saw", "seen by", _plain("completion", "rendered_prompt_id"), "down"),

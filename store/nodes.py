@@ -57,6 +57,9 @@ _SELECT: dict[str, str] = {
                {CHECKERS.format("d")} AS checkers
         FROM prompt x LEFT JOIN content m ON m.hash = x.messages_hash AND m.round = x.round
         LEFT JOIN content d ON d.hash = x.details_hash AND d.round = x.round""",
+    "proposal": """
+        SELECT x.* EXCLUDE (text_hash), t.text
+        FROM proposal x LEFT JOIN content t ON t.hash = x.text_hash AND t.round = x.round""",
     "rendered_prompt": """
         SELECT x.* EXCLUDE (token_ids), len(token_ids) AS tokens FROM rendered_prompt x""",
     "completion": f"""
@@ -185,6 +188,11 @@ def _prompt(row: Row) -> str:
     return _joined(f"{row['split']} {quoted(row['text'])}", " ".join(row["tags"] or []), checks)
 
 
+def _proposal(row: Row) -> str:
+    like = f"{row['measure']} {_number(row['similarity'])}" if row["measure"] else ""
+    return _joined(quoted(row["text"]), row["verdict"], like)
+
+
 def _completion(row: Row) -> str:
     scores = ", ".join(f"{s['judge']} {_number(s['value'])}" for s in row["scores"] or [])
     cut = {"length": "cut", "refused": "refused"}.get(row["finish_reason"], "")
@@ -281,6 +289,7 @@ def _rendered(row: Row) -> str:
 
 _LINES: dict[str, Callable[[Row], str]] = {
     "prompt": _prompt,
+    "proposal": _proposal,
     "rendered_prompt": _rendered,
     "completion": _completion,
     "judgement": _judgement,

@@ -67,11 +67,12 @@ class Train(Operator):
     name: ClassVar[str] = "train"
     makes: ClassVar[Makes] = "revision"
     needs: ClassVar[tuple[Makes, ...]] = ("rows",)
+    """And `prompts` for a trainer that samples."""
 
     trainer: str | dict[str, Any]
     """A trainer's name, or `{name: {settings}}`."""
     of: str | tuple[str, ...] = ()
-    """The select or pair step whose rows train; of a trainer that samples, whose prompts."""
+    """The select or pair step whose rows train; of a trainer that samples, the select or propose step whose prompts."""
     from_: Literal["champion", "initial"] = Field("champion", alias="from")
     """Where training begins."""
     reference: Literal["start", "previous", "initial"] = "start"
@@ -222,7 +223,9 @@ class Train(Operator):
         """A trainer that samples needs no rows, unless it trains on answers that stand, or shows them to itself."""
         trainer = self.load_trainer()
         own = isinstance(trainer, SelfDistill) and self.given != "reference"
-        return self.needs if self.of or own or trainer.reads else ()
+        asks = trainer.samples and not own and not trainer.reads
+        makes: tuple[Makes, ...] = (*self.needs, "prompts") if asks else self.needs
+        return makes if self.of or own or trainer.reads else ()
 
     async def advance(self, turn: Turn) -> Advance:
         """First freeze the training rows, then run the job: two super-steps."""
