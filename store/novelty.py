@@ -151,7 +151,7 @@ class Novelty:
         """Return whether a text is new: `leaks`, `known`, `alike` or `kept`; nothing is remembered."""
         if leak := self._leak(text):
             return leak
-        if same := self._whole.get(exact_key([text])):
+        if (same := self._whole.get(exact_key([text]))) is not None:
             return Finding("known", same, 1.0, "equal")
         near = self._index.nearest(text)
         if near is None:
