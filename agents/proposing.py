@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from ..errors import BadInput, Problem
 from ..hashing import row_id, row_seed
 from ..store.contamination import asked_text
-from ..store.facts import PROPOSING, find_completions, find_prompts
+from ..store.facts import PROPOSING
 from ..store.proposals import proposed_before, selected_answers
 from ..types import Completion, Message, Prompt
 from .asked_prompts import asked_prompts
@@ -155,11 +155,9 @@ def _from_prompts(turn: Turn, step: Propose) -> Iterator[Call]:
 def _from_failures(turn: Turn, step: Propose) -> Iterator[Call]:
     store = turn.run.store
     found = [pair for name in step.named() for pair in selected_answers(store, turn.round, name)]
-    prompts = find_prompts(store, [asked for asked, _ in found])
-    answers = find_completions(store, turn.round, [said for _, said in found])
     planned = [pair for pair in found for _ in range(step.variants)]
-    for place, (asked, said) in enumerate(planned):
-        yield Call(place, (prompts[asked],), answer=answers[said], parent_id=asked)
+    for place, (prompt, said) in enumerate(planned):
+        yield Call(place, (prompt,), answer=said, parent_id=prompt.id)
 
 
 def _unforgotten(prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from ..types import Prompt
+from ..types import Completion, Prompt
 from .contamination import GUARDED, asked_text, guarded_texts
 from .duplicates import Guarded
-from .facts import PROPOSING, find_prompts
+from .facts import PROPOSING, find_completions, find_prompts
 from .store import Store
 
 # What was forgotten is nothing to show, and nothing can be like it.
@@ -51,14 +51,31 @@ def selected(store: Store, round_: int, step: str) -> list[Prompt]:
     return _in_order(store, [row["id"] for row in store.rows(_SELECTED, [round_, step])])
 
 
-def selected_answers(store: Store, round_: int, step: str) -> list[tuple[str, str]]:
-    """Return (prompt.id, completion.id) of what a select step of a round has kept, in its order."""
+def selected_answers(store: Store, round_: int, step: str) -> list[tuple[Prompt, Completion]]:
+    """Return the answers that a select step of a round has kept, of whatever round, with their prompts."""
     rows = store.rows(
-        "SELECT prompt_id::VARCHAR AS asked, completion_id::VARCHAR AS said FROM selection "
-        "WHERE round = ? AND step = ? ORDER BY position",
+        "SELECT s.prompt_id::VARCHAR AS asked, c.id::VARCHAR AS said, c.round AS made "
+        "FROM selection s JOIN completion c ON c.id = s.completion_id "
+        "WHERE s.round = ? AND s.step = ? ORDER BY s.position",
         [round_, step],
     )
-    return [(row["asked"], row["said"]) for row in rows]
+    prompts = find_prompts(store, [row["asked"] for row in rows])
+    answers: dict[str, Completion] = {}
+    for made in {row["made"] for row in rows}:
+        answers |= find_completions(
+            store, made, [row["said"] for row in rows if row["made"] == made]
+        )
+    return [(prompts[row["asked"]], answers[row["said"]]) for row in rows]
+
+
+def verdicts(store: Store, round_: int, step: str) -> dict[str, int]:
+    """Return how many proposals of a step of a round got which verdict, the most frequent first."""
+    rows = store.rows(
+        "SELECT verdict, count(*) AS n FROM proposal WHERE round = ? AND step = ? "
+        "GROUP BY verdict ORDER BY n DESC, verdict",
+        [round_, step],
+    )
+    return {row["verdict"]: row["n"] for row in rows}
 
 
 def known_texts(store: Store) -> list[tuple[str, str]]:

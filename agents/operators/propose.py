@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 from ...errors import BadInput, Problem
 from ...policies.policy import Sampling
 from ...store.novelty import Measure
+from ...store.proposals import verdicts
 from ...types import Prompt
 from ..answer import Asked, answer
 from ..novel import proposal_rows
@@ -165,4 +166,14 @@ class Propose(Operator):
             # Aside: with many prompts to compare with, a chunk takes seconds.
             rows = await asyncio.to_thread(proposal_rows, turn, self, asked, answered)
             turn.commit(rows, time.monotonic() - began)
+            if turn.cursor + 1 == turn.chunks(planned):
+                self._tell(turn)
         return turn.advance(turn.chunks(planned))
+
+    def _tell(self, turn: Turn) -> None:
+        """Say what became of the step's proposals: who sees only that few were kept looks in the wrong place."""
+        found = verdicts(turn.run.store, turn.round, turn.step)
+        told = ", ".join(f"{n} {verdict}" for verdict, n in found.items()) or "none"
+        turn.run.progress.note(
+            f"round {turn.round} {turn.step}: {sum(found.values())} proposals: {told}"
+        )
