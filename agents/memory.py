@@ -278,7 +278,10 @@ def _asked(
         min(len(those), recipe.prompts.per_round or len(those)) if split == "train" else len(those)
     )
     if isinstance(step, Propose):
-        told = request_tokens(step, longest, said)
+        # The longest prompts may all be shown in one call, each of them once.
+        most = sorted(map(longest_asked, those), reverse=True)[: step.show]
+        each = sum(most) // step.show if step.given == "demos" else longest
+        told = request_tokens(step, each, said)
         yield step.role, Batch(recipe.chunk, told + step.max_tokens)
     elif isinstance(step, Sample):
         yield step.role, Batch(count * step.k, longest + step.max_tokens)

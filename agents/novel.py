@@ -60,28 +60,26 @@ def proposal_rows(
     store = turn.run.store
     novelty = Novelty(step.novelty, step.most_alike, known_texts(store), held_out(store))
     rows: dict[str, list[Row]] = {"proposal": [], "prompt": [], **answered.rows}
-    place = next_place(store)
+    first = next_place(store)
     for asked, said in answered.completions:
         call, text = calls[asked.id], read_prompt(said.text)
         found = _found(step, said, text, novelty)
-        _add(rows, asked, turn.round, place, {})
-        became = None
-        if found.verdict == "kept":
-            new = _kept(step, call, text)
-            became = new.id
-            novelty.keep(became, text)
+        new = _kept(step, call, text) if found.verdict == "kept" else None
+        _add(rows, asked, turn.round, first, {})
+        if new:
+            novelty.keep(new.id, text)
             origin = {"completion_id": said.id, "parent_id": call.parent_id}
-            _add(rows, new, turn.round, place + 1, origin)
-        place += 2 if became else 1
+            _add(rows, new, turn.round, first, origin)
         written = content(text, turn.round)
         rows["content"].append(written)
-        row = _row(turn, call, said, found)
-        rows["proposal"].append(row | {"text_hash": written["hash"], "prompt_id": became})
+        read = {"text_hash": written["hash"], "prompt_id": new.id if new else None}
+        rows["proposal"].append(_row(turn, call, said, found) | read)
     return rows
 
 
-def _add(rows: dict[str, list[Row]], prompt: Prompt, round_: int, place: int, origin: Row) -> None:
-    row, texts = prompt_row(prompt, round_, place)
+def _add(rows: dict[str, list[Row]], prompt: Prompt, round_: int, first: int, origin: Row) -> None:
+    """Add a prompt behind those that the chunk has; `first` is the place of its first one."""
+    row, texts = prompt_row(prompt, round_, first + len(rows["prompt"]))
     rows["prompt"].append(row | origin)
     rows["content"] += texts
 
