@@ -404,7 +404,7 @@ SAYING = {
     "from_earlier": 1,
     "template": "said.txt",
     "shortest": 1,
-    "max_tokens": 12,
+    "max_tokens": 9,
 }
 
 
@@ -443,8 +443,12 @@ def test_killed_while_it_proposes_ends_like_undisturbed(
     )
     for sql in same:
         assert read_rows(struck, sql) == read_rows(calm, sql)
-    verdicts = {row["verdict"] for row in read_rows(calm, PROPOSALS)}
-    assert {"kept", "alike"} <= verdicts
+    # More than a fifth of what was said in a round is cut, and none of that is an answer to train on.
+    verdicts = Counter(row["verdict"] for row in read_rows(calm, PROPOSALS))
+    assert verdicts.keys() >= {"kept", "cut"}, verdicts
+    assert verdicts.keys() & {"known", "alike"}, verdicts
+    trained = read_rows(calm, "SELECT status FROM training_run")
+    assert [row["status"] for row in trained] == ["trained", "trained"]
 
 
 # -- what is refused, and what is told before
