@@ -32,6 +32,7 @@ from .recipe import load_recipe
 from .roles import Staging
 from .server_needs import lacking, of_step
 from .stages import RESERVED_STEPS
+from .trained_judges import trained_of
 
 _WHERE = "step"
 _MAKES = ("judgements", "rows")
@@ -121,6 +122,10 @@ def read_step(text: str) -> Operator:
         )
     if problems := step.check(_WHERE):
         raise BadInput(*problems)
+    if made := next(trained_of(step), None):
+        what = f"{made.name} is made in a round, and asked there"
+        hint = "name its weights: {reward_model: {model: RUN/judges/HASH}}"
+        raise BadInput.at(f"{_WHERE}.judge", what, hint)
     return step
 
 

@@ -235,7 +235,7 @@ def _write(parent: Path, folder: Path, recipe: Recipe, reused: Reused) -> None:
         store.commit(begin, round=0, step="begin", chunk=0)
         store.refresh_views()
         for row in store.rows("SELECT DISTINCT folder FROM revision"):
-            adopt(Revision.read(parent / row["folder"]), folder / "revisions")
+            adopt(Revision.read(parent / row["folder"]), (folder / row["folder"]).parent)
     finally:
         store.close()
     shutil.rmtree(source)

@@ -31,6 +31,7 @@ from .operators.feedback import Compare, Judging
 from .operators.improve import Evaluate, Train
 from .recipe import Recipe
 from .roles import STUDENT
+from .trained_judges import asked, trained_of
 from .workload import RUBRIC, longest_asked, longest_reply
 
 _DRAWN = 20
@@ -216,7 +217,11 @@ def _tenants(
         batch = batches.get(policy, Batch(1, 1))
         yield Tenant(name, spec, *_speaking(recipe, shapes[spec], batch, on_card=on_card))
     for judge in reward_models(recipe):
-        yield _reward_tenant(recipe, judge, prompts, shapes[judge.model])
+        yield _reward_tenant(recipe, (judge.name, judge.model), prompts, shapes[judge.model])
+    made = replace(shapes[recipe.student], precision="float32")
+    steps = (step for stage in recipe.stages for step in stage.steps)
+    for name in sorted({judge.name for step in steps for judge in trained_of(step)}):
+        yield _reward_tenant(recipe, (name, recipe.student), prompts, made)
 
 
 def _speaking(
@@ -296,13 +301,8 @@ def _size(batch: Batch) -> int:
 
 def reward_models(recipe: Recipe) -> list[RewardModel]:
     """Return the judges of a recipe that hold a model of their own, each model once."""
-    found: dict[str, RewardModel] = {}
-    for stage in recipe.stages:
-        for step in stage.steps:
-            rewards = step.reward_judges() if isinstance(step, Train) else ()
-            judges = [step.load_judge()] if isinstance(step, Judging) else [j for j, _ in rewards]
-            for judge in judges:
-                found |= {inner.model: inner for inner in _reward_models(judge)}
+    judges = (judge for stage in recipe.stages for s in stage.steps for judge in asked(s))
+    found = {inner.model: inner for judge in judges for inner in _reward_models(judge)}
     return list(found.values())
 
 
@@ -315,8 +315,9 @@ def _reward_models(judge: Judge) -> Iterator[RewardModel]:
 
 
 def _reward_tenant(
-    recipe: Recipe, judge: RewardModel, prompts: Sequence[Prompt], shape: Shape
+    recipe: Recipe, judge: tuple[str, str], prompts: Sequence[Prompt], shape: Shape
 ) -> Tenant:
+    name, model = judge
     longest = max(map(longest_asked, prompts), default=0) + recipe.evaluate.max_tokens
     tokens = min(_READ_TOKENS, ROWS_TOGETHER * longest)
     parts = {
@@ -324,7 +325,7 @@ def _reward_tenant(
         "activations": tokens * (4 * shape.width + 2 * shape.inner) * 4,
     }
     batch = Batch(max(1, tokens // max(1, longest)), longest)
-    return Tenant(f"judge {judge.name}", judge.model, batch, parts if shape.parameters else {})
+    return Tenant(f"judge {name}", model, batch, parts if shape.parameters else {})
 
 
 def _told(tenant: Tenant, free: str) -> str:

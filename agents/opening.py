@@ -43,6 +43,7 @@ from .recipe import LEAVE, Recipe, load_recipe
 from .roles import STUDENT, Staging
 from .server_needs import check_servers
 from .servers import Servers
+from .trained_judges import made_anew
 
 RECIPE = "recipe.yaml"
 
@@ -345,6 +346,7 @@ def run_context(
         budget_usd=recipe.loop.stop.budget_usd,
         anchors=recipe.execution.anchors,
         steps=lambda round_: recipe.stage_of(round_)[1].steps,
+        unproven=recipe.unproven_judge == "allow",
     )
 
 
@@ -397,6 +399,7 @@ def _same_as_begun(recipe: Recipe, store: Store, cast: Cast) -> None:
         raise BadInput.at("prompts", "a data file is not what it was when this run began", way_out)
     steps = [step for stage in recipe.stages for step in stage.steps]
     revisions = {revision for step in steps for revision in step.judges().values()}
+    made = made_anew(steps)
     # Judgements of steps that were applied or imported are no part of the recipe, and never train.
     own = """
         SELECT DISTINCT j.judge, j.judge_revision FROM judgement j WHERE NOT EXISTS (
@@ -404,7 +407,7 @@ def _same_as_begun(recipe: Recipe, store: Store, cast: Cast) -> None:
         )
     """
     for row in store.rows(own):
-        if row["judge_revision"] not in revisions:
+        if row["judge"] not in made and row["judge_revision"] not in revisions:
             raise BadInput.at(
                 "judge", f"{row['judge']} is not what it was when this run began", way_out
             )

@@ -25,7 +25,7 @@ from .cast import Cast
 
 T = TypeVar("T")
 Makes = Literal[
-    "completions", "judgements", "critiques", "rows", "revision", "evaluation", "decision"
+    "completions", "judgements", "critiques", "rows", "judge", "revision", "evaluation", "decision"
 ]
 
 BUILTINS = {
@@ -75,6 +75,8 @@ class RunContext:
     """Dollars that calls may cost."""
     anchors: int = 0
     """Frozen pairs about which a judge that is a model is asked again each round."""
+    unproven: bool = False
+    """Whether a judge that the round has made is used although its exam does not prove it."""
     steps: Callable[[int], Sequence[Operator]] = lambda _: ()
     """The recipe's steps of a round; none where a single step is applied."""
     _prompts: dict[str, list[Prompt]] = field(default_factory=dict)
@@ -137,11 +139,11 @@ class Turn:
             rows, round=self.round, step=self.step, chunk=self.cursor, seconds=seconds
         )
 
-    def advance(self, total: int, **found: str) -> Advance:
+    def advance(self, total: int, decision: str = "") -> Advance:
         """Say that this chunk is finished; `total` is the number of chunks of the step."""
         self.run.progress.phase(self.round, self.step, self.cursor + 1, total)
         following = self.cursor + 1 if self.cursor + 1 < total else None
-        return Advance(following, **found)
+        return Advance(following, decision=decision)
 
     def chunks(self, planned: Sequence[object]) -> int:
         """Return how many chunks a plan has; an empty one has one, which commits nothing."""
@@ -156,6 +158,8 @@ class Advance:
     """The next chunk; None when the step is finished."""
     challenger: str = ""
     decision: str = ""
+    ends: bool = False
+    """Whether nothing of the round can follow: it is rejected."""
 
 
 class Operator(BaseModel):
@@ -184,6 +188,10 @@ class Operator(BaseModel):
     def required(self) -> tuple[Makes, ...]:
         """Return what must be made before this step, which `of` names."""
         return self.needs
+
+    def made(self) -> Makes:
+        """Return what the step makes as it is set: a train step makes the next student, or a judge."""
+        return self.makes
 
     def roles(self) -> tuple[str, ...]:
         """Return the names of the roles that speak in this step."""

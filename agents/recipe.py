@@ -34,7 +34,7 @@ from ..store.views import ANSWERS
 from ..trainers.trainer import Trainer
 from . import inputs, plugins
 from .engines import SamplerName, Vllm, check_engine
-from .judge import BUILTINS as JUDGES
+from .judge import NOT_FOR_ROLES
 from .operator import Operator
 from .operators.curate import Pair, Select, unsettled
 from .operators.feedback import Compare, Score
@@ -42,6 +42,7 @@ from .operators.improve import Evaluate, Train
 from .prompts import PromptSource, locate, ships
 from .roles import STUDENT, Role, RoleContext, check_money, check_roles, describe, reached
 from .stages import expand, is_raw, labels_of, override, step_data, written_at
+from .trained_judges import check_start, check_trained
 from .yaml_lines import line_of, parse
 
 LEAVE = ("unproven_judge", "self_judge", "same_judge", "lossy_prompts")
@@ -170,7 +171,7 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _sound(self) -> Recipe:
         problems = (
-            check_roles(self.roles, list(JUDGES))
+            check_roles(self.roles, NOT_FOR_ROLES)
             + check_money(self.student, self.roles, self.loop.stop.budget_usd)
             + _check_stages(self)
             + _check_precision(self)
@@ -344,7 +345,7 @@ def _role_problems(data: Mapping[str, Any]) -> list[Problem]:
         roles = _ROLES.validate_python(data.get("roles", {}))
     except ValidationError:
         return []  # told already
-    return check_roles(roles, list(JUDGES))
+    return check_roles(roles, NOT_FOR_ROLES)
 
 
 def _placed(
@@ -390,6 +391,7 @@ def _check_stages(recipe: Recipe) -> list[Problem]:
         )
     for index, stage in enumerate(recipe.stages):
         problems += _check_scores(stage, f"stages[{index}]")
+        problems += check_trained(stage.steps, f"stages[{index}]")
         for step in stage.steps:
             problems += _check_step(
                 recipe, stage, step, f"stages[{index}].{step.step}", list(judges)
@@ -411,6 +413,7 @@ def _check_step(
         problems += _check_pair(stage, step, where)
     if isinstance(step, Train):
         problems += _check_teachers(recipe, step, where)
+        problems += check_start(step, recipe.student, recipe.precision, recipe.trainers(), where)
         if step.given == "critique" and not any(s.makes == "critiques" for s in stage.steps):
             what = "no step criticises, so there is nothing to show"
             problems.append(Problem(f"{where}.given", what, "put a `critique` step before"))
@@ -452,7 +455,7 @@ def _check_teachers(recipe: Recipe, step: Train, where: str) -> list[Problem]:
 
 def _check_precision(recipe: Recipe) -> list[Problem]:
     """Find a trainer that cannot train a student that is held as the recipe says."""
-    ways = {trainer.weights for trainer in recipe.trainers()}
+    ways = {trainer.weights for trainer in recipe.trainers() if trainer.makes == "student"}
     quantised = recipe.precision == "nf4" or (recipe.precision == "auto" and "qlora" in ways)
     if quantised and "full" in ways:
         what = "a student in four bits is trained by an adapter, and a step trains all weights"

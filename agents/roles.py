@@ -5,7 +5,7 @@ No operator asks whether the teacher is the student: it names a role, and the ro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -206,7 +206,7 @@ def _check_match(
         raise BadInput.at(f"{where}.match", f"no example has a tag {shot.match}:...", hint)
 
 
-def check_roles(roles: Mapping[str, Role], judges: Sequence[str]) -> list[Problem]:
+def check_roles(roles: Mapping[str, Role], judges: Collection[str]) -> list[Problem]:
     """Return what is wrong with the names of roles."""
     problems = []
     for name, role in roles.items():

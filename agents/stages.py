@@ -329,12 +329,12 @@ def _check_round(steps: Sequence[Operator], where: str) -> list[Problem]:
             problems.append(
                 Problem(where, f"{step.step!r} cannot name a step", "choose another word")
             )
-    made: list[str] = [step.makes for step in steps]
+    made: list[str] = [step.made() for step in steps]
     for makes, word in (("revision", "train"), ("evaluation", "evaluate"), ("decision", "gate")):
         if made.count(makes) != 1:
-            problems.append(
-                Problem(where, f"has {made.count(makes)} {word} steps", "give exactly one")
-            )
+            beside = " that make a student" if makes == "revision" and "judge" in made else ""
+            what = f"has {made.count(makes)} {word} steps{beside}"
+            problems.append(Problem(where, what, "give exactly one"))
     if not problems and made[-3:] != ["revision", "evaluation", "decision"]:
         problems.append(Problem(where, "must end with train, evaluate, gate in this order"))
     return list(dict.fromkeys(problems))

@@ -16,7 +16,7 @@ from ..policies.revision import Revision
 from ..store.store import Row, now
 from ..trainers.callback import listening
 from ..trainers.trainer import Emit, Job, Result, Trainer
-from .job_files import job_folder
+from .job_files import job_folder, made_in
 from .operator import Turn
 from .rollouts import Reward, Rollouts
 
@@ -39,8 +39,7 @@ async def run_job(
     run = turn.run
     if not turn.done:
         began = time.monotonic()
-        folder = job_folder(turn)
-        job = Job.read(folder, run.folder)
+        job = Job.read(job_folder(turn, trainer), run.folder)
         rows = pq.read_metadata(job.rows).num_rows
         refused = _untrained(turn, trainer, rows, most_cut)
         result = refused or await _train(turn, trainer, rewards)
@@ -72,7 +71,7 @@ def _untrained(turn: Turn, trainer: Trainer, rows: int, most_cut: float) -> Resu
 
 async def _train(turn: Turn, trainer: Trainer, rewards: Sequence[Reward]) -> Result:
     """Hand the card over to the job, and measure what that takes."""
-    handover = await turn.run.cast.make_room(turn.round, turn.step)
+    handover = await turn.run.cast.make_room(turn.run.store, turn.round, turn.step)
     ordered, begun = time.monotonic(), list[float]()
 
     def tell(event: dict[str, Any]) -> None:
@@ -89,12 +88,12 @@ async def _train(turn: Turn, trainer: Trainer, rewards: Sequence[Reward]) -> Res
 
 
 async def _in_worker(turn: Turn, trainer: Trainer, rewards: Sequence[Reward], tell: Emit) -> Result:
-    work = turn.run.worker.run
+    work, folder = turn.run.worker.run, job_folder(turn, trainer)
     if not trainer.samples:
-        return await work(job_folder(turn), turn.run.folder, tell)
+        return await work(folder, turn.run.folder, tell)
     prompts = {prompt.id: prompt for prompt in turn.run.round_prompts(turn.round)}
     async with listening(Rollouts(turn, rewards, prompts).answer) as desk:
-        return await desk.beside(work(job_folder(turn), turn.run.folder, tell, desk.address))
+        return await desk.beside(work(folder, turn.run.folder, tell, desk.address))
 
 
 def _too_cut(turn: Turn, most: float) -> Result | None:
@@ -150,7 +149,8 @@ def _rows(
     ]
     revisions: list[Row] = []
     if result.revision:
-        made = Revision.read(turn.run.folder / "revisions" / result.revision)
+        folder = f"{made_in(trainer)}/{result.revision}"
+        made = Revision.read(turn.run.folder / folder)
         held = precision_held(made)
         revisions.append(
             {
@@ -158,7 +158,7 @@ def _rows(
                 "id": result.revision,
                 "round": turn.round,
                 "parent": job.start_revision,
-                "folder": f"revisions/{result.revision}",
+                "folder": folder,
                 "training_run_id": identifier,
                 "created_at": now(),
             }

@@ -79,7 +79,8 @@ _SELECT: dict[str, str] = {
     "revision": """
         SELECT x.*, '' AS step, x.id = (SELECT student FROM run LIMIT 1) AS is_initial,
                (SELECT min(depth) FROM ancestry a WHERE a.id = x.id) AS generations,
-               (SELECT arg_max(decision, round) FROM decision d WHERE d.challenger = x.id) AS decision
+               (SELECT arg_max(decision, round) FROM decision d WHERE d.challenger = x.id) AS decision,
+               (SELECT arg_max(reason, round) FROM admission a WHERE a.judge_revision = x.id) AS exam
         FROM revision x""",
     "evaluation": "SELECT x.* FROM evaluation x",
     "decision": "SELECT x.* FROM decision x",
@@ -243,6 +244,8 @@ def _training_run(row: Row) -> str:
 
 def _revision(row: Row) -> str:
     """Say what became of the weights, which no single row does."""
+    if row["folder"].startswith("judges/"):
+        return _joined("a judge", row["exam"] or "not examined")
     first = "the initial student" if row["is_initial"] else ""
     if row["generations"] == 0:
         return _joined(first, "the champion")

@@ -98,11 +98,7 @@ class RewardModel(SettledJudge):
 
     def release(self) -> None:
         """Give the model's memory back."""
-        if _HELD.is_set():  # else torch would be loaded for nothing
-            from ...policies.reward import held
-
-            held.cache_clear()
-            _HELD.clear()
+        release_held()
 
     def _loaded(self) -> Any:
         from ...policies.reward import held
@@ -126,6 +122,15 @@ class RewardModel(SettledJudge):
                 "the whole commit is needed, because a name alone can come to mean other weights",
             )
         return found["name"], found["commit"]
+
+
+def release_held() -> None:
+    """Give back the memory of every reward model that is loaded."""
+    if _HELD.is_set():  # else torch would be loaded for nothing
+        from ...policies.reward import held
+
+        held.cache_clear()
+        _HELD.clear()
 
 
 def _folder(model: str) -> Path:
