@@ -84,8 +84,9 @@ class RewardModel(SettledJudge):
                 model.encode((*t.prompt.messages, Message("assistant", t.completion.text)))
                 for t in tasks
             ]
-            fits = [ids for ids in rendered if len(ids) <= model.context_length]
-            logits = iter(model.score(fits))
+            # Each once: in another company the same words would get another last digit, and a tie would be none.
+            fits = [i for i in dict.fromkeys(rendered) if len(i) <= model.context_length]
+            logits = dict(zip(fits, model.score(fits), strict=True))
         found = []
         for ids in rendered:
             if len(ids) > model.context_length:
@@ -93,7 +94,7 @@ class RewardModel(SettledJudge):
                 found.append(Judgement.failed("too_big", told))
                 continue
             usage = Usage(revision=self.weights, tokens_in=len(ids), dollars=0.0)
-            found.append(_scored(next(logits), usage))
+            found.append(_scored(logits[ids], usage))
         return found
 
     def release(self) -> None:
