@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
+from ..agents.operator import Operator
 from ..agents.recipe import Recipe
 from ..agents.round import build_round
+from ..agents.trained_judges import trained_of
 
 
 def mermaid(recipe: Recipe) -> str:
     """Return the graph of the first stage's rounds as LangGraph draws it.
 
-    Stages that differ from the first are told in comment lines: what each changes.
+    Stages that differ from the first are told in comment lines: what each changes. So are judges that a step makes,
+    because no edge shows who asks them.
     """
     text = build_round(recipe.stages[0].steps).compile().get_graph().draw_mermaid()
     # The colours and the curve are a matter of where it is shown; the front matter breaks old renderers.
@@ -31,8 +35,22 @@ def mermaid(recipe: Recipe) -> str:
             changes = _changes(recipe.stages[0].steps, stage.steps)
             notes.append(f"%% {rounds}: {changes}")
         first = last + 1
+    notes += _judges(recipe.stages[0].steps)
     notes.append("%% an edge from a step to itself is its next chunk")
     return "\n".join([lines[0], head, *notes, *lines[1:]]).replace("\t", "    ").rstrip()
+
+
+def _judges(steps: Sequence[Operator]) -> list[str]:
+    """Say who asks each judge that a step makes."""
+    made = [step.step for step in steps if step.made() == "judge"]
+    asked = {
+        name: [s.step for s in steps if name in {judge.step for judge in trained_of(s)}]
+        for name in made
+    }
+    return [
+        f"%% {name} makes a judge, asked by {' and '.join(who) or 'nobody'}"
+        for name, who in asked.items()
+    ]
 
 
 def _changes(base: Any, steps: Any) -> str:

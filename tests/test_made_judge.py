@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from children import start
 from test_crash import CHILD
 from test_every_trainer import DATA
@@ -26,6 +28,8 @@ from redistill.agents.recipe import Recipe, load_recipe
 from redistill.errors import BadInput
 from redistill.policies import catalog
 from redistill.policies.revision import Revision
+from redistill.report.drawing import mermaid
+from redistill.report.forecast import forecast
 from redistill.report.integrity import examine_run
 from redistill.report.summary import judge_notes, summary
 from redistill.store.query import read_rows
@@ -246,6 +250,21 @@ def test_a_fork_has_the_judges_of_its_parent(ran: Path) -> None:
     assert all((folder / row["folder"]).is_dir() for row in made)
 
 
+def test_the_pages_query_and_recipe_are_real(ran: Path, tmp_path: Path) -> None:
+    """The query of docs/judging.md shows each held-back pair with its verdict; its round is one that can be run."""
+    page = (Path(catalog.__file__).parents[1] / "docs" / "judging.md").read_text("utf-8")
+    section = page.partition("## A judge that a round makes")[2].partition("\n## ")[0]
+    blocks = dict(re.findall(r"^```(\w+)\n(.*?)^```", section, re.DOTALL | re.MULTILINE))
+    shown = read_rows(ran, blocks["sql"])
+    kept = read_rows(ran, "SELECT sum(n) AS n FROM admission")[0]["n"]
+    assert len(shown) == kept
+    agreed = [row["first_won"] == float(row["chosen_was_first"]) for row in shown]
+    assert sum(agreed) / kept > 0.8
+    roles = {"helper": {"policy": "tiny-teacher"}}
+    base = base_of(tmp_path, [], roles=roles, **yaml.safe_load(blocks["yaml"]))
+    assert [step.made() for step in loaded(base).stages[0].steps][3:5] == ["judge", "revision"]
+
+
 def test_it_keeps_the_protocol(ran: Path) -> None:
     """With its weights, and before anybody has made it."""
     revisions = read_rows(ran, "SELECT step, revision FROM training_run WHERE trainer = 'reward'")
@@ -344,6 +363,17 @@ REFUSED: list[tuple[list[dict[str, Any]], dict[str, Any], str]] = [
     ),
     ([*BEFORE, {"train": {**SFT["train"], "held_back": 0.2}}], {}, "only a judge is examined"),
     ([*BEFORE, {"train": {**MAKE["train"], "as": "select"}}, LEARN], {}, "SQL reserves the word"),
+    (
+        [
+            *SAMPLE,
+            {"score": {"of": BOTH, "judge": {"chat": {"role": "student"}}}},
+            {"pair": {"of": BOTH}},
+            MAKE,
+            LEARN,
+        ],
+        {"unproven_judge": "allow"},
+        "the student is its only judge",
+    ),
     ([*BEFORE, MAKE, LEARN], {"student": "redistill.testing.fakes:FakeStudent"}, "is a plugin"),
     (
         [*BEFORE, MAKE, {"train": {**GRPO, "weights": "lora", "judge": TASTE}}],
@@ -363,6 +393,21 @@ def test_what_cannot_be_is_told(
     with pytest.raises(BadInput) as error:
         prepare(loaded(base_of(tmp_path, steps, **keys)), Place(tmp_path / "runs"))
     assert said in " ".join(str(error.value).split())
+
+
+def test_a_plan_and_a_graph_know_it(tmp_path: Path) -> None:
+    """Its memory stands beside the sampler's, its step leads to the next one or to rejection, and who asks it is told."""
+    recipe = loaded(base_of(tmp_path, learns("verifier")))
+    told = forecast(recipe, catalog.default_cache(), tmp_path)
+    assert "judge taste" in dict(told["memory"]["told"])
+    [phase] = [row for row in told["phases"] if row["step"] == "taste"]
+    assert phase["rows"] == "at most 16 steps of 8 rows"
+    drawn = mermaid(recipe)
+    assert "%% taste makes a judge, asked by train" in drawn
+    assert [f"taste -.-> {to};" in drawn.replace("&nbsp;", "") for to in ("reject", "train")] == [
+        True,
+        True,
+    ], drawn
 
 
 def test_no_evaluation_asks_it(tmp_path: Path) -> None:
