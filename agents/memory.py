@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import psutil
@@ -25,13 +25,14 @@ from ..types import Prompt
 from .engines import stays_up
 from .judge import Judge, roles_of
 from .judges.reward import RewardModel
+from .judges.trained import trained_in
 from .operator import Operator
 from .operators.elicit import Rewrite, Sample
 from .operators.feedback import Compare, Judging
 from .operators.improve import Evaluate, Train
 from .recipe import Recipe
 from .roles import STUDENT
-from .trained_judges import asked, trained_of
+from .trained_judges import judges_asked
 from .workload import RUBRIC, longest_asked, longest_reply
 
 _DRAWN = 20
@@ -216,12 +217,9 @@ def _tenants(
         name = "sampler" if policy == STUDENT else f"role {' and '.join(roles[policy])}"
         batch = batches.get(policy, Batch(1, 1))
         yield Tenant(name, spec, *_speaking(recipe, shapes[spec], batch, on_card=on_card))
-    for judge in reward_models(recipe):
-        yield _reward_tenant(recipe, (judge.name, judge.model), prompts, shapes[judge.model])
-    made = replace(shapes[recipe.student], precision="float32")
-    steps = (step for stage in recipe.stages for step in stage.steps)
-    for name in sorted({judge.name for step in steps for judge in trained_of(step)}):
-        yield _reward_tenant(recipe, (name, recipe.student), prompts, made)
+    steps = [step for stage in recipe.stages for step in stage.steps]
+    for name, model, shape in _judges(recipe, steps, shapes):
+        yield _reward_tenant(recipe, (name, model), prompts, shape)
 
 
 def _speaking(
@@ -301,7 +299,7 @@ def _size(batch: Batch) -> int:
 
 def reward_models(recipe: Recipe) -> list[RewardModel]:
     """Return the judges of a recipe that hold a model of their own, each model once."""
-    judges = (judge for stage in recipe.stages for s in stage.steps for judge in asked(s))
+    judges = (judge for stage in recipe.stages for s in stage.steps for judge in judges_asked(s))
     found = {inner.model: inner for judge in judges for inner in _reward_models(judge)}
     return list(found.values())
 
@@ -312,6 +310,18 @@ def _reward_models(judge: Judge) -> Iterator[RewardModel]:
         yield judge
     for inner in getattr(judge, "inner", ()):
         yield from _reward_models(inner)
+
+
+def _judges(
+    recipe: Recipe, steps: Iterable[Operator], shapes: Mapping[str, Shape]
+) -> list[tuple[str, str, Shape]]:
+    """Return name, model and size of each reward model that steps ask; one that a round makes is held in float32."""
+    made = replace(shapes[recipe.student], precision="float32")
+    found: dict[str, tuple[str, str, Shape]] = {}
+    for judge in (judge for step in steps for judge in judges_asked(step)):
+        found |= {m.model: (m.name, m.model, shapes[m.model]) for m in _reward_models(judge)}
+        found |= {f"step {t.step}": (t.name, recipe.student, made) for t in trained_in(judge)}
+    return list(found.values())
 
 
 def _reward_tenant(
@@ -373,16 +383,16 @@ def largest_job(
 
 
 def _held(recipe: Recipe, step: Train, shapes: Mapping[str, Shape]) -> int:
-    """Return the bytes of the models that a job holds beside what it trains: reference, self, teachers."""
+    """Return the bytes of the models beside what a job trains: its reference, self and teachers, and reward models."""
     trainer, own = step.load_trainer(), shapes[recipe.student].held
     if isinstance(trainer, SelfDistill):
         return own * int(not trainer.live and not trainer.negative)
     taught = {role for role in step.teachers().values() if role in recipe.roles}
     teachers = () if getattr(trainer, "stored", False) else taught
-    specs = (recipe.roles[role].policy for role in sorted(teachers))
-    return own * int(trainer.anchored) + sum(
-        own if spec == STUDENT else shapes[spec].held if spec in shapes else 0 for spec in specs
-    )
+    held = {name: shape.held for name, shape in shapes.items()} | {STUDENT: own}
+    beside = [held.get(recipe.roles[role].policy, 0) for role in teachers]
+    beside += [shape.held for *_, shape in _judges(recipe, [step], shapes)]
+    return own * int(trainer.anchored) + sum(beside)
 
 
 def _part(held: int) -> dict[str, int]:

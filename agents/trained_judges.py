@@ -17,7 +17,7 @@ from .operators.improve import Evaluate, Train
 
 def trained_of(step: Operator) -> Iterator[Trained]:
     """Yield the judges that a step asks, and a step of its round makes."""
-    for judge in asked(step):
+    for judge in judges_asked(step):
         yield from trained_in(judge)
 
 
@@ -25,12 +25,12 @@ def made_anew(steps: Iterable[Operator]) -> set[str]:
     """Return the names of judges that have another revision in each round: those made there, and those around them."""
     found: set[str] = set()
     for step in steps:
-        found |= {judge.name for judge in asked(step) if any(trained_in(judge))}
+        found |= {judge.name for judge in judges_asked(step) if any(trained_in(judge))}
         found |= {step.step} if step.made() == "judge" else set()
     return found
 
 
-def asked(step: Operator) -> list[Judge]:
+def judges_asked(step: Operator) -> list[Judge]:
     """Return the judges that a step asks; none of them is bound to a speaker."""
     if isinstance(step, Train):
         return [judge for judge, _ in step.reward_judges()]
