@@ -21,7 +21,7 @@ from ..store.query import read_rows
 from ..store.store import Row, now
 from . import registry
 from .judge import EXEMPT, Judge, Standing, needs_group, roles_of, standing_of
-from .judges.trained import trained_in
+from .judges.trained import Trained, trained_in
 from .operator import Operator
 from .operators.feedback import Critique, Judging
 from .operators.improve import Evaluate, Train
@@ -58,8 +58,8 @@ class Seat:
 
     @property
     def trained(self) -> bool:
-        """Whether a step of the round makes it, and examines it before anybody asks it."""
-        return any(trained_in(self.judge))
+        """Whether a step of the round makes and examines it, or all in it that would need an exam."""
+        return any(trained_in(self.judge)) and _needs_no_record(self.judge)
 
     @property
     def where(self) -> str:
@@ -134,6 +134,13 @@ def _unproven(found: list[Seat], begun: frozenset[str]) -> Iterator[Problem]:
             yield Problem(seat.where, told, _way_in(seat))
 
 
+def _needs_no_record(judge: Judge) -> bool:
+    """Say whether nothing in a judge needs an exam that is on record: programs, people, and what the round makes."""
+    if inner := getattr(judge, "inner", ()):
+        return all(map(_needs_no_record, inner))
+    return isinstance(judge, Trained) or standing_of(judge) in EXEMPT
+
+
 def _unexamined(recipe: Recipe) -> Iterator[Problem]:
     for step in (step for stage in recipe.stages for step in stage.steps):
         if isinstance(step, Train) and step.held_back == 0:
@@ -190,9 +197,13 @@ def _own_judges(recipe: Recipe, found: list[Seat]) -> Iterator[Problem]:
 
 
 def _is_student(judge: Judge, students: set[str]) -> bool:
-    """Say whether nobody but the student speaks in a judge; a baseline beside it is no second opinion."""
+    """Say whether nobody but the student speaks in a judge.
+
+    A baseline beside it is no second opinion, and neither is a judge that the round makes.
+    """
     if inner := getattr(judge, "inner", ()):
-        mine = [one for one in inner if standing_of(one) != "baseline"]
+        others = (one for one in inner if not isinstance(one, Trained))
+        mine = [one for one in others if standing_of(one) != "baseline"]
         return bool(mine) and all(_is_student(one, students) for one in mine)
     spoken = roles_of(judge)
     return bool(spoken) and set(spoken) <= students

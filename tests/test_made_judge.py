@@ -346,6 +346,8 @@ MAKE = {"train": {"as": "taste", **REWARD}}
 LEARN = {"train": {**GRPO, "judge": TASTE}}
 SFT = {"train": {"trainer": "sft", "of": "pair"}}
 BEFORE = [*SAMPLE, {"score": {"of": BOTH, "judge": "verifier"}}, {"pair": {"of": BOTH}}]
+JURY = {"judges": [TASTE, {"chat": {"role": "teacher"}}], "weights": "majority", "wait": False}
+"""A judge that the round makes must not hide another one that nothing has proven."""
 REFUSED: list[tuple[list[dict[str, Any]], dict[str, Any], str]] = [
     ([*BEFORE, LEARN], {}, "train.judge: no earlier step 'taste' makes a judge"),
     ([*BEFORE, LEARN, MAKE], {}, "must end with train, evaluate, gate"),
@@ -373,6 +375,11 @@ REFUSED: list[tuple[list[dict[str, Any]], dict[str, Any], str]] = [
         ],
         {"unproven_judge": "allow"},
         "the student is its only judge",
+    ),
+    (
+        [*BEFORE, MAKE, {"train": {**GRPO, "judge": {"jury": JURY}}}],
+        {},
+        "jury has not sat the exam",
     ),
     ([*BEFORE, MAKE, LEARN], {"student": "redistill.testing.fakes:FakeStudent"}, "is a plugin"),
     (
