@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -32,8 +33,9 @@ from ..policies.address import is_remote
 from ..store.traces import WAS
 from ..store.views import ANSWERS
 from ..trainers.trainer import Trainer
-from . import inputs, plugins
+from . import extending, inputs, plugins
 from .engines import SamplerName, Vllm, check_engine
+from .extending import Places
 from .judge import BUILTINS as JUDGES
 from .operator import Operator
 from .operators.curate import Pair, Select, unsettled
@@ -42,7 +44,7 @@ from .operators.improve import Evaluate, Train
 from .prompts import PromptSource, locate, ships
 from .roles import STUDENT, Role, RoleContext, check_money, check_roles, describe, reached
 from .stages import expand, is_raw, labels_of, override, step_data, written_at
-from .yaml_lines import line_of, parse
+from .yaml_lines import line_of
 
 LEAVE = ("unproven_judge", "self_judge", "same_judge", "lossy_prompts")
 """Keys that allow what is refused else."""
@@ -278,11 +280,11 @@ KEYS = (
     "round",
     "stages",
 )
-"""What a recipe's file may hold."""
+"""What a recipe's file may hold, beside what says of which other recipe it is a variant."""
 
 
 def load_recipe(text: str, name: str, *, base: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe.
+    """Read a recipe, with all that it extends.
 
     Args:
         text: YAML.
@@ -293,11 +295,12 @@ def load_recipe(text: str, name: str, *, base: Path, overrides: Sequence[str] = 
     Raises:
         BadInput: with every problem that was found, each with its line.
     """
-    data, lines = parse(text, name)
+    written = extending.read(text, name, base, ("name", *LEAVE))
+    data, places = written.data, written.places
     found = [p for o in overrides if (p := override(data, o, KEYS))]
     if found:
         raise BadInput(*found)
-    found += _misspelt(data, lines)
+    found += _misspelt(data, places)
     if "round" not in data and "stages" not in data:
         found.append(NO_ROUND)
         data["stages"] = ()
@@ -308,7 +311,7 @@ def load_recipe(text: str, name: str, *, base: Path, overrides: Sequence[str] = 
     except BadInput as error:
         found += [*error.problems, *_others(data), *_role_problems(data)]
     if found:
-        raise BadInput(*dict.fromkeys(_placed(p, name, data, lines) for p in found))
+        raise BadInput(*dict.fromkeys(_placed(p, name, data, places) for p in found))
     return recipe
 
 
@@ -324,17 +327,17 @@ def _others(data: dict[str, Any]) -> list[Problem]:
     return []
 
 
-def _misspelt(data: dict[str, Any], lines: dict[tuple[str | int, ...], int]) -> list[Problem]:
+def _misspelt(data: dict[str, Any], places: Places) -> list[Problem]:
     """Report unknown keys, and read each as the key that it is nearest to, if that one is missing."""
     problems = []
     for key in [key for key in data if key not in KEYS]:
-        hint = plugins.did_you_mean(str(key), KEYS, "keys are")
+        hint = plugins.did_you_mean(str(key), (*KEYS, *extending.KEYS), "keys are")
         problems.append(Problem(str(key), "unknown key", hint))
         value = data.pop(key)
         near = difflib.get_close_matches(str(key), KEYS, n=1)
         if near and near[0] not in data:
             data[near[0]] = value
-            lines |= {(near[0], *path[1:]): n for path, n in lines.items() if path[:1] == (key,)}
+            places |= {(near[0], *path[1:]): n for path, n in places.items() if path[:1] == (key,)}
     return problems
 
 
@@ -347,16 +350,12 @@ def _role_problems(data: Mapping[str, Any]) -> list[Problem]:
     return check_roles(roles, list(JUDGES))
 
 
-def _placed(
-    problem: Problem,
-    name: str,
-    data: Mapping[str, Any],
-    lines: Mapping[tuple[str | int, ...], int],
-) -> Problem:
+def _placed(problem: Problem, name: str, data: Mapping[str, Any], places: Places) -> Problem:
     """Put file and line before a key's path."""
     where = written_at(problem.where, data)
-    line = line_of(where, lines)
-    at = f"{name}:{line}" if line else name
+    # A trainer's settings may be written beside its name.
+    beside = re.sub(r"\.trainer\.\w+\.(\w+)$", r".\1", where)
+    at = line_of(beside, places, exact=True) or line_of(where, places) or name
     return Problem(f"{at} {where}".rstrip(), problem.what, problem.hint)
 
 

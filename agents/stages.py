@@ -182,38 +182,38 @@ def override(data: dict[str, Any], setting: str, keys: Iterable[str]) -> Problem
     names = [step_name(step) for step in steps]
     if name in names and rest:
         index = names.index(name)
-        steps[index] = _changed(steps[index], rest, parsed)
+        steps[index] = with_setting(steps[index], rest, parsed)
         return None
     head, *inner = path.split(".")
     if head not in keys:
         known = [*(n for n in names if n), *keys]
         return Problem(where, f"{head!r} is no step and no key", plugins.did_you_mean(head, known))
     try:
-        data[head] = _set_in(data.get(head), inner, parsed)
+        data[head] = set_in(data.get(head), inner, parsed)
     except (LookupError, ValueError):
         return Problem(where, "names no setting", "a list's items are numbered from 0")
     return None
 
 
-def _changed(step: Any, keys: Sequence[str], value: Any) -> dict[str, Any]:
+def with_setting(step: Any, keys: Sequence[str], value: Any) -> dict[str, Any]:
     """Return a step with one setting changed; a bare name becomes a mapping for it."""
     if isinstance(step, Operator):
         step = step_data(step)
     [(operator, settings)] = step.items() if isinstance(step, Mapping) else [(step, {})]
-    return {operator: _set_in(settings or {}, keys, value)}
+    return {operator: set_in(settings or {}, keys, value)}
 
 
-def _set_in(settings: Any, keys: Sequence[str], value: Any) -> Any:
+def set_in(settings: Any, keys: Sequence[str], value: Any) -> Any:
     """Return settings with the value put at a path, making the mappings on the way."""
     if not keys:
         return value
     if isinstance(settings, list):
         index = int(keys[0])
         items = list(settings)
-        items[index] = _set_in(items[index], keys[1:], value)
+        items[index] = set_in(items[index], keys[1:], value)
         return items
     base = dict(settings) if isinstance(settings, Mapping) else {}
-    return base | {keys[0]: _set_in(base.get(keys[0]), keys[1:], value)}
+    return base | {keys[0]: set_in(base.get(keys[0]), keys[1:], value)}
 
 
 def _with_settings(
@@ -230,7 +230,7 @@ def _with_settings(
             problems.append(Problem(f"{where}.{path}", "names no setting of a step", hint))
             continue
         index = names.index(name)
-        changed[index] = _changed(changed[index], rest.split("."), value)
+        changed[index] = with_setting(changed[index], rest.split("."), value)
     return changed, problems
 
 
