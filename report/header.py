@@ -34,7 +34,8 @@ SIX = FIELDS[:6]
 ELICITATIONS = ("Labeling", "Expansion", "Curation", "Feature", "Feedback", "Self-Knowledge")
 OBJECTIVES = ("SFT", "Divergence", "RL", "Rank")
 _FIELD = re.compile(rf"# ({'|'.join(FIELDS)}):(?: (.*))?")
-_PAPER = re.compile(r"(.+?) \((?:([^()]+), )?arXiv (\d{4}\.\d{4,5})\)\s*")
+_NUMBER = r"\d{4}\.\d{4,5}"
+_PAPER = re.compile(rf"((?:(?!{_NUMBER}).)+?) \((?:([^()]+), )?arXiv ({_NUMBER})\)\s*")
 
 
 @dataclass(frozen=True, slots=True)

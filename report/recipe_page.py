@@ -17,6 +17,7 @@ from ..agents.operators.improve import Train
 from ..agents.recipe import Recipe
 from ..agents.roles import STUDENT
 from ..trainers.distill import SelfDistill
+from ..trainers.trainer import Trainer
 from .coverage import REFERENCES, Entry, Standing, speakers
 from .drawing import mermaid
 from .taxonomy_picture import as_text, told
@@ -134,17 +135,24 @@ def _rows(recipe: Recipe) -> str:
     for number, stage in enumerate(recipe.stages, start=1):
         for step in stage.steps:
             who = ", ".join(_asked(step)) or "-"
-            cells = [f"`{step.step}`", who, _TABLES.get(step.name, f"`{step.makes}`")]
+            cells = [f"`{step.step}`", who, _tables(step)]
             lines.append("| " + " | ".join([str(number)] * staged + cells) + " |")
     shapes = [_shape(step) for step in _training(recipe)]
     return "\n".join([*lines, "", *dict.fromkeys(shapes)])
+
+
+def _tables(step: Operator) -> str:
+    if isinstance(step, Train) and step.load_trainer().makes == "judge":
+        return "`training_row`, `training_run`, and a judge that later steps ask"
+    return _TABLES.get(step.name, f"`{step.makes}`")
 
 
 def _asked(step: Operator) -> Iterator[str]:
     """Yield who speaks or judges in a step: its own role, its judges, those that teach."""
     if role := getattr(step, "role", ""):
         yield f"role `{role}`"
-    yield from (f"judge `{name}`" for name in step.judges())
+    # A step that makes a judge is named as the judge that it makes.
+    yield from (f"judge `{name}`" for name in step.judges() if name != step.step)
     if isinstance(step, Train):
         yield from (f"teacher `{role}`" for role in dict.fromkeys(step.teachers().values()))
 
@@ -161,7 +169,7 @@ def _shape(step: Train) -> str:
     elif getattr(trainer, "stored", False):
         view, what = "d7", "answers with the teacher's likeliest tokens"
     soft = ", with soft labels" if getattr(trainer, "labels", "hard") == "soft" else ""
-    return f"`{step.step}` reads the shape [`{view}`](../views.md#{view}): {what}{soft}."
+    return f"- `{step.step}` reads the shape [`{view}`](../views.md#{view}): {what}{soft}."
 
 
 def _losses(recipe: Recipe) -> str:
@@ -176,11 +184,16 @@ def _losses(recipe: Recipe) -> str:
     return "\n\n".join(f"{head}\n\n{body}" for head, body in parts.items())
 
 
-def _formula(trainer: object) -> str:
-    """Return a trainer's manual up to its formula."""
-    paragraphs = (inspect.getdoc(type(trainer)) or "").split("\n\n")
-    ends = [n for n, text in enumerate(paragraphs) if text.startswith("    ")]
-    return "\n\n".join(paragraphs[: ends[0] + 1 if ends else 1])
+def _formula(trainer: Trainer) -> str:
+    """Return a trainer's manual up to its formula, which may be that of what it is a kind of."""
+    manuals = [inspect.cleandoc(kind.__doc__ or "").split("\n\n") for kind in type(trainer).__mro__]
+    own = manuals[0][:2]
+    for manual in manuals:
+        ends = [n for n, text in enumerate(manual) if text.startswith("    ")]
+        if ends:
+            found = manual[: ends[0] + 1]
+            return "\n\n".join(found if manual is manuals[0] else [*own, *found[1:]])
+    return "\n\n".join(own)
 
 
 # -- whom to put in
@@ -205,23 +218,19 @@ def _bindings(entry: Entry) -> str:
 
 
 def duties(recipe: Recipe) -> dict[str, set[str]]:
-    """Return what each role that somebody else plays does: answer, judge, teach."""
+    """Return what each role that somebody else plays does: sample, rewrite, propose, critique, judge, teach."""
     found: dict[str, set[str]] = {}
     for stage in recipe.stages:
         for step in stage.steps:
             if role := getattr(step, "role", ""):
-                does = "judge" if step.makes == "critiques" else "answer"
-                found.setdefault(role, set()).add(
-                    "rewrite" if step.needs and does == "answer" else does
-                )
-            for role in speakers(step):
+                found.setdefault(role, set()).add(step.name)
+            for role in speakers(step) if step.makes != "critiques" else ():
                 found.setdefault(role, set()).add("judge")
             if isinstance(step, Train):
                 for role in step.teachers().values():
                     found.setdefault(role, set()).add("teach")
-    played = {
-        name for name, role in recipe.roles.items() if role.policy not in (STUDENT, REFERENCES)
-    }
+    own = (STUDENT, REFERENCES)
+    played = {name for name, role in recipe.roles.items() if role.policy not in own}
     return {role: done for role, done in found.items() if role in played}
 
 
@@ -240,9 +249,8 @@ def inside(doing: Mapping[str, set[str]]) -> dict[str, str]:
         if "teach" in done:
             lines[role] = f"{{policy: student, revision: initial, {shown}}}"
         else:
-            lines[role] = (
-                f"{{policy: student, {shown}}}" if done == {"answer"} else "{policy: student}"
-            )
+            sees = f", {shown}" if done == {"sample"} else ""
+            lines[role] = f"{{policy: student{sees}}}"
     return lines
 
 
@@ -269,9 +277,9 @@ def sizes(recipe: Recipe) -> dict[str, str]:
     found: dict[str, list[Any]] = {}
     for stage in recipe.stages:
         for step in stage.steps:
-            found.setdefault(step.step, []).append(
-                step.load_trainer() if isinstance(step, Train) else step
-            )
+            if recipe.roles[getattr(step, "role", STUDENT)].policy != REFERENCES:
+                settings = step.load_trainer() if isinstance(step, Train) else step
+                found.setdefault(step.step, []).append(settings)
     sized = {
         f"{name}.max_tokens": "256"
         for name, settings in found.items()
