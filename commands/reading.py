@@ -140,7 +140,7 @@ def graph(
     recipe: Annotated[str, typer.Argument(help="A recipe, or a run.")],
     runs: Runs = RUNS,
 ) -> None:
-    """Print the graph of a round as Mermaid."""
+    """Print the graph of the rounds as Mermaid: one, or one for each stage that has other steps."""
     from ..report.drawing import mermaid
 
     home = runs / recipe / "recipe.yaml"

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from redistill.agents.recipe import KEYS, LEAVE, Recipe, load_recipe
 from redistill.cli import main
 from redistill.errors import BadInput
+from redistill.report.header import header_of
 
 BASE = """\
 name: base
@@ -188,6 +189,26 @@ def test_paths_of_the_base_stay_its_own(home: Path) -> None:
     shot = mine.roles["teacher"].context.few_shot
     assert shot
     assert (below / shot.file).resolve() == shots
+
+
+def test_paths_of_a_variant_are_its_own(home: Path) -> None:
+    """A rubric that `set` names lies beside the file that says so, also where that is a base itself."""
+    text = BASE.replace("  - score", "  - critique: {role: teacher}\n  - score")
+    (home / "base.yaml").write_text(text, "utf-8")
+    below = home / "below"
+    below.mkdir()
+    (below / "rubric.txt").write_text("Look at {answer}.", "utf-8")
+    said = "extends: ../base.yaml\nset: {critique.rubric: rubric.txt}"
+    assert _variant(below, said).step_files() == [below / "rubric.txt"]
+    assert _variant(home, "extends: below/mine.yaml").step_files() == [below / "rubric.txt"]
+
+
+def test_the_documents_variant_loads(tmp_path: Path) -> None:
+    """What docs/recipes.md says to write is a recipe, and its example of a header is one."""
+    blocks = (Path(__file__).parents[1] / "docs/recipes.md").read_text("utf-8").split("```yaml\n")
+    variant, header = (block.partition("```")[0] for block in blocks[1:])
+    assert getattr(_variant(tmp_path, variant).stages[0].steps[0], "k", 0) == 8
+    assert header_of(header, "recipes.md")
 
 
 _VALUES: dict[str, Any] = {
