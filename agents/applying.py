@@ -18,7 +18,8 @@ import yaml
 from ..errors import BadInput, Problem
 from ..hashing import row_id
 from ..policies import catalog
-from ..store.curation import Labels
+from ..store.curation import OWN
+from ..store.pairing import Labels
 from ..store.query import snapshot
 from ..store.store import Row, Store, now
 from ..store.views import ANSWERS
@@ -135,7 +136,7 @@ def _check(store: Store, step: Operator) -> None:
     problems = []
     for name, revision in step.judges().items():
         where = f"{_WHERE}.judge"
-        if name.casefold() in ANSWERS:
+        if name.casefold() in {*ANSWERS, *OWN}:
             problems.append(Problem(where, f"{name!r} has the name of a column of `answers`"))
         elif known.get(name, {revision}) != {revision}:
             what = f"{name!r} has judged in this run with other settings or another version"

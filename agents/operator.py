@@ -167,6 +167,8 @@ class Operator(BaseModel):
     makes: ClassVar[Makes]
     needs: ClassVar[tuple[Makes, ...]] = ()
     """What `of` may name; the nearest earlier step that makes it is the default."""
+    keeps: ClassVar[bool] = False
+    """Whether a step that reads completions may name this one too, and then reads the answers that it kept."""
 
     as_: str = Field("", alias="as")
     """Name of the step; the operator's name where it is left out."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..errors import BadInput
 from ..policies.revision import Revision
-from ..store.facts import find_completions
+from ..store.facts import find_completions, find_prompts
 from ..store.store import Row
 from ..trainers.distill import SELF, Distill, SelfDistill
 from ..trainers.sampling import Sampler
@@ -77,7 +77,7 @@ def _refuse_itself(
 def _lessons(turn: Turn, trainer: Sampler, sources: Sources) -> list[Lesson]:
     """Return the round's prompts, or the answers that a select step has kept, each with its teacher."""
     prompts = turn.run.round_prompts(turn.round)
-    kept = _kept(turn, sources.step, {prompt.id: prompt for prompt in prompts})
+    kept = _kept(turn, sources.step)
     lessons = kept if sources.step else [Lesson(prompt) for prompt in prompts]
     if isinstance(trainer, SelfDistill):
         views = views_of(turn, sources.given, [(one.prompt, one.answer) for one in lessons])
@@ -101,15 +101,17 @@ def _lessons(turn: Turn, trainer: Sampler, sources: Sources) -> list[Lesson]:
     return found
 
 
-def _kept(turn: Turn, step: str, prompts: dict[str, Prompt]) -> list[Lesson]:
-    rows = turn.run.store.rows(
+def _kept(turn: Turn, step: str) -> list[Lesson]:
+    store = turn.run.store
+    rows = store.rows(
         """
         SELECT prompt_id::VARCHAR AS prompt, completion_id::VARCHAR AS answer FROM selection
         WHERE round = ? AND step = ? ORDER BY position
         """,
         [turn.round, step],
     )
-    said = find_completions(turn.run.store, turn.round, [row["answer"] for row in rows])
+    prompts = find_prompts(store, [row["prompt"] for row in rows])
+    said = find_completions(store, [row["answer"] for row in rows])
     return [Lesson(prompts[row["prompt"]], said[row["answer"]]) for row in rows]
 
 

@@ -29,6 +29,8 @@ from ..errors import BadInput, Problem
 from ..hashing import canonical, content_hash
 from ..policies import catalog
 from ..policies.address import is_remote
+from ..store.curation import OWN
+from ..store.pairing import BY_STEPS
 from ..store.traces import WAS
 from ..store.views import ANSWERS
 from ..trainers.trainer import Trainer
@@ -37,11 +39,21 @@ from .engines import SamplerName, Vllm, check_engine
 from .judge import BUILTINS as JUDGES
 from .operator import Operator
 from .operators.curate import Pair, Select, unsettled
+from .operators.elicit import Sample
 from .operators.feedback import Compare, Score
 from .operators.improve import Evaluate, Train
 from .prompts import PromptSource, locate, ships
-from .roles import STUDENT, Role, RoleContext, check_money, check_roles, describe, reached
-from .stages import expand, is_raw, labels_of, override, step_data, written_at
+from .roles import (
+    REFERENCES,
+    STUDENT,
+    Role,
+    RoleContext,
+    check_money,
+    check_roles,
+    describe,
+    reached,
+)
+from .stages import answering, expand, is_raw, labels_of, override, step_data, written_at
 from .yaml_lines import line_of, parse
 
 LEAVE = ("unproven_judge", "self_judge", "same_judge", "lossy_prompts")
@@ -371,7 +383,7 @@ def _check_stages(recipe: Recipe) -> list[Problem]:
     judges = recipe.judges()
     folded = [name.casefold() for name in judges]
     for name in judges:
-        if name.casefold() in ANSWERS:
+        if name.casefold() in {*ANSWERS, *OWN}:
             problems.append(
                 Problem("round", f"judge {name!r} has the name of a column of `answers`")
             )
@@ -405,10 +417,12 @@ def _check_step(
         if role not in recipe.roles:
             hint = plugins.did_you_mean(role, recipe.roles, "roles are")
             problems.append(Problem(f"{where}.role", f"unknown role {role!r}", hint))
+        elif recipe.roles[role].policy == REFERENCES:
+            problems += _check_quoting(step, role, where)
     if isinstance(step, Select):
         problems += step.check_sql(where, judges)
     if isinstance(step, Pair):
-        problems += _check_pair(stage, step, where)
+        problems += _check_pair(stage, step, where) + _check_gold(recipe, stage, step, where)
     if isinstance(step, Train):
         problems += _check_teachers(recipe, step, where)
         if step.given == "critique" and not any(s.makes == "critiques" for s in stage.steps):
@@ -427,6 +441,17 @@ def _check_step(
                 Problem(where, f"{step.trainer_name} needs pairs", "put a `pair` step before")
             )
     return problems
+
+
+def _check_quoting(step: Operator, role: str, where: str) -> list[Problem]:
+    """Refuse more of a role that quotes the prompt's own answer than that answer."""
+    if not isinstance(step, Sample):
+        what = f"{role} quotes the prompt's own answer, and can do nothing else"
+        return [Problem(f"{where}.role", what, "give it a model, or `sample` with it")]
+    if step.k > 1:
+        what = f"{role} has one answer to a prompt, its own, and not {step.k}"
+        return [Problem(f"{where}.k", what, "say `k: 1`")]
+    return []
 
 
 def _check_teachers(recipe: Recipe, step: Train, where: str) -> list[Problem]:
@@ -488,17 +513,42 @@ def _check_scores(stage: Stage, where: str) -> list[Problem]:
 def _check_pair(stage: Stage, step: Pair, where: str) -> list[Problem]:
     """Find a pair step whose answers no judge has looked at; of rewrites, the originals too."""
     labelling = [other for other in stage.steps if isinstance(other, Score | Compare)]
-    wanted = [set(step.sources())]
+    looked = [(other, answering(other.sources(), stage.steps)) for other in labelling]
+    own = answering(step.sources(), stage.steps)
+    wanted = [own]
     if step.rule == "revised_original":
-        wanted += [{*s.sources()} for s in stage.steps if s.step in step.sources() and s.sources()]
-    given = [labels_of(s for s in labelling if set(s.sources()) & of) for of in wanted]
+        rewrites = [s for s in stage.steps if s.step in own and s.sources()]
+        wanted += [answering(s.sources(), stage.steps) for s in rewrites]
+    if step.rule in BY_STEPS:
+        wanted = [answering((name,), stage.steps) for name in step.sources()]
+    given = [labels_of(s for s, at in looked if at & of) for of in wanted]
     return unsettled(step, set.intersection(*given), where)
+
+
+def _check_gold(recipe: Recipe, stage: Stage, step: Pair, where: str) -> list[Problem]:
+    """Find a gold answer that is the student's own, and one beside it that is not."""
+    if step.rule != "gold_self":
+        return []
+    problems = []
+    for place, name in enumerate(step.sources()):
+        made = answering((name,), stage.steps)
+        speaking = {role for s in stage.steps if s.step in made for role in s.roles()}
+        own = {r for r in speaking & recipe.roles.keys() if recipe.roles[r].policy == STUDENT}
+        if place == 0 and own:
+            what = f"{name!r} comes first and is the student's own: it would be its own gold"
+            hint = "name the gold step first, or use `rule: contrast`"
+            problems.append(Problem(f"{where}.of", what, hint))
+        if place and speaking - own:
+            what = f"{name!r} is not the student's own, and would be rejected"
+            problems.append(Problem(f"{where}.of", what, "use `rule: contrast`"))
+    return problems
 
 
 def _policy_key(spec: str, base: Path) -> str:
     """Return what stands for a policy in ids: for a folder not its path, which may change."""
     config = base / spec / "config.json"
-    if spec == STUDENT or catalog.is_plugin(spec) or not config.is_file():
+    named = spec in (STUDENT, REFERENCES) or catalog.is_plugin(spec)
+    if named or not config.is_file():
         return spec
     return f"folder {hashlib.sha256(config.read_bytes()).hexdigest()}"
 

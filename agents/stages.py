@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 
 from ..errors import BadInput, Problem
-from ..store.curation import Labels
+from ..store.pairing import Labels
 from . import plugins, role_judges
 from .operator import BUILTINS as OPERATORS
 from .operator import Operator
-from .operators.curate import Pair, settled
+from .operators.curate import Pair, Select, settled
 from .operators.feedback import Compare, Score
 from .operators.improve import Train
 from .roles import STUDENT
@@ -277,18 +277,28 @@ def _resolve_of(
     if not needs:
         return None, step
     makers = [s.step for s in earlier if s.makes in needs]
+    keepers = [s for s in earlier if s.keeps and "completions" in needs]
     wanted = " or ".join(needs)
     given = step.sources()
     if given:
-        strange = [name for name in given if name not in makers]
+        known = [*makers, *(s.step for s in keepers)]
+        strange = [name for name in given if name not in known]
         if strange:
-            hint = plugins.did_you_mean(strange[0], makers, f"earlier steps with {wanted}:")
+            hint = plugins.did_you_mean(strange[0], known, f"earlier steps with {wanted}:")
             return Problem(f"{where}.of", f"{strange[0]!r} makes no {wanted}", hint), step
+        old = [s.step for s in keepers if s.step in given and isinstance(s, Select) and s.replay]
+        if old:
+            what = f"{old[0]!r} keeps answers of earlier rounds, which can only train"
+            return Problem(f"{where}.of", what, f"say `replay:` in {step.step}, not there"), step
         if len(given) > 1 and isinstance(step, Train):
             return Problem(
                 f"{where}.of", f"names {len(given)} steps", "train reads exactly one"
             ), step
         return None, step.model_copy(update={"of": given})
+    # What an earlier step has read of a select step was kept for that step, and not to be the default of this one.
+    read = {name for s in earlier if s.makes != "revision" for name in s.sources()}
+    unread = [s.step for s in earlier if s.step in makers and not (s.keeps and s.step in read)]
+    makers = unread or makers
     if not makers:
         return Problem(where, f"no earlier step makes {wanted}"), step
     if len(makers) > 1:
@@ -307,6 +317,15 @@ def _required(step: Operator) -> tuple[str, ...]:
 def _resolve_by(step: Operator, earlier: Sequence[Operator]) -> Operator:
     """Fill in `pair.by` where one judge alone has scored or compared, and which of the two it did."""
     return settled(step, labels_of(earlier)) if isinstance(step, Pair) else step
+
+
+def answering(names: Iterable[str], steps: Sequence[Operator]) -> set[str]:
+    """Return the steps that gave the answers of these: what a step has kept is of those that it reads."""
+    found: set[str] = set()
+    for name in names:
+        keeper = next((s for s in steps if s.step == name and s.keeps), None)
+        found |= answering(keeper.sources(), steps) if keeper else {name}
+    return found
 
 
 def labels_of(steps: Iterable[Operator]) -> set[tuple[str, Labels]]:

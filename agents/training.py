@@ -13,6 +13,7 @@ from ..errors import EnvironmentProblem
 from ..hashing import row_id
 from ..policies.precision import precision_held
 from ..policies.revision import Revision
+from ..store.facts import find_prompts
 from ..store.store import Row, now
 from ..trainers.callback import listening
 from ..trainers.trainer import Emit, Job, Result, Trainer
@@ -92,7 +93,9 @@ async def _in_worker(turn: Turn, trainer: Trainer, rewards: Sequence[Reward], te
     work = turn.run.worker.run
     if not trainer.samples:
         return await work(job_folder(turn), turn.run.folder, tell)
-    prompts = {prompt.id: prompt for prompt in turn.run.round_prompts(turn.round)}
+    # Not those of the round alone: what trains may be replayed.
+    asked = pq.read_table(Job.read(job_folder(turn), turn.run.folder).rows, columns=["id"])
+    prompts = find_prompts(turn.run.store, asked["id"].to_pylist())
     async with listening(Rollouts(turn, rewards, prompts).answer) as desk:
         return await desk.beside(work(job_folder(turn), turn.run.folder, tell, desk.address))
 

@@ -16,11 +16,13 @@ from ..types import Prompt
 from .attacks import attacks
 from .judge import Judge, roles_of, standing_of
 from .operator import Operator
+from .operators.curate import Select
 from .operators.elicit import Rewrite, Sample
 from .operators.feedback import Compare, Critique, Judging
 from .operators.improve import Evaluate, Train
 from .recipe import Recipe
-from .roles import STUDENT
+from .right_answer import right_answer
+from .roles import REFERENCES, STUDENT
 
 _CHARACTERS_A_TOKEN = 3.5
 _TEMPLATE = 25
@@ -91,9 +93,20 @@ class Workload:
             return measured(self._recipe, self._heldout)
         if isinstance(step, Judging):
             return self._judged(step)
+        if isinstance(step, Select):
+            return Work("rows of the store", made=self._kept(step))
         return Work("rows of the store")
 
+    def _kept(self, step: Select) -> int:
+        """Return how many answers a select step keeps at most."""
+        most = self._answers(step) * (1 + step.replay)
+        each = len(self._train) * (1 + step.replay) * step.per_prompt if step.per_prompt else most
+        return min(most, each, step.limit or most)
+
     def _sample(self, step: Sample) -> Work:
+        if self._recipe.roles[step.role].policy == REFERENCES:
+            quoted = sum(1 for prompt in self._train if right_answer(prompt))
+            return Work(f"{quoted} prompts' own answers, of no model", made=quoted)
         calls = len(self._train) * step.k
         speech = Speech(calls, asked(self._train) * step.k, calls * step.max_tokens)
         tokens, remote = placed(self._recipe, step.role, speech)

@@ -15,6 +15,7 @@ from ...types import Completion, Message, Prompt
 from ..answer import Asked, answer
 from ..edited_answer import edited
 from ..operator import Advance, Makes, Operator, Turn
+from ..right_answer import right_answer
 from ..roles import STUDENT
 from ..template import fill, sound, template
 from .feedback import answers_of
@@ -145,8 +146,8 @@ class Rewrite(Operator):
         if self.given == "nothing":
             return [("Look at it again.", None)]
         if self.given == "reference":
-            reference = prompt.reference or prompt.answer
-            return [(f"A right answer is: {reference}", None)] if reference else []
+            right = right_answer(prompt)
+            return [(f"A right answer is: {right}", None)] if right else []
         lead = "These checks failed: " if self.given == "error" else ""
         return [(lead + text, source) for text, source in found.get(said.id, [])]
 
