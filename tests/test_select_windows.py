@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from store_rows import completion, identifier, judgement, opening, prompt, texts
 
+import redistill
+from redistill.agents.operators.curate import Pair, Select
 from redistill.hashing import row_id
 from redistill.store.curation import Choice, check_choice, choose
 from redistill.store.store import Row, Store
 
+ROOT = Path(redistill.__file__).resolve().parent
 WORDS = "abcdefghijklmnopqrstuvwxyz"
 BAND = "avg(verifier) OVER (PARTITION BY prompt_id) BETWEEN 0.2 AND 0.8"
 
@@ -169,6 +173,27 @@ def test_what_a_window_cannot_say_is_refused_at_load(where: str, told: str) -> N
     fault = check_choice(Choice(where=where), ["verifier"])
     assert re.search(told, fault), fault
     assert "\n" not in fault
+
+
+def _steps(name: str) -> list[dict[str, Any]]:
+    """Return the steps of a name in the page's examples."""
+    page = (ROOT / "docs" / "curation.md").read_text("utf-8")
+    blocks = [yaml.safe_load(part.partition("```")[0]) for part in page.split("```yaml")[1:]]
+    rounds = [block["round"] if isinstance(block, dict) else block for block in blocks]
+    return [step[name] for steps in rounds for step in steps if name in step]
+
+
+@pytest.mark.parametrize("step", _steps("select"), ids=str)
+def test_every_selection_of_the_page_is_accepted(step: dict[str, Any]) -> None:
+    """Its SQL is valid with the judges that it names."""
+    judges = ["verifier", "judge", "helpful", "harmless"]
+    assert Select(**step).check_sql("round[0].select", judges) == []
+
+
+@pytest.mark.parametrize("step", _steps("pair"), ids=str)
+def test_every_pairing_of_the_page_is_accepted(step: dict[str, Any]) -> None:
+    """Its keys and values are valid."""
+    assert Pair(**step).check("round[0].pair") == []
 
 
 # -- earlier rounds
