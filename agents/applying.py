@@ -21,6 +21,7 @@ from ..policies import catalog
 from ..store.curation import OWN
 from ..store.pairing import Labels
 from ..store.query import snapshot
+from ..store.sources import NAMED
 from ..store.store import Row, Store, now
 from ..store.views import ANSWERS
 from ..trainers.worker import Worker
@@ -163,11 +164,13 @@ def _targets(store: Store, step: Operator, wanted: Sequence[int]) -> list[Target
             r: [(s, split) for s, split in found if split == "train"] for r, found in ready.items()
         }
     given = set(step.sources())
+    kept = _kept(store)
     targets = []
     for round_ in sorted(wanted or ready):
         found = ready.get(round_, [])
         if given:
-            of = tuple(s for s in step.sources() if s in {name for name, _ in found})
+            known = {name for name, _ in found} | kept.get(round_, set())
+            of = tuple(s for s in step.sources() if s in known)
         else:
             of = tuple([name for name, split in found if split == "train"][-1:])
         if of:
@@ -175,7 +178,7 @@ def _targets(store: Store, step: Operator, wanted: Sequence[int]) -> list[Target
         elif round_ in wanted:
             what = f"has no finished completions of {' or '.join(sorted(given)) or 'any step'}"
             raise BadInput.at(f"--round {round_}", what)
-    there = sorted({name for found in ready.values() for name, _ in found})
+    there = sorted({name for found in ready.values() for name, _ in found}.union(*kept.values()))
     strange = sorted(given - set(there))
     if strange or not targets:
         if not there:
@@ -205,18 +208,33 @@ def _ready(store: Store) -> dict[int, list[tuple[str, str]]]:
     return ready
 
 
+def _kept(store: Store) -> dict[int, set[str]]:
+    """Return, by decided round, the select steps whose answers can be read: all of them are of that round."""
+    rows = store.rows(
+        """
+        SELECT s.round, s.step FROM selection s
+        JOIN completion c ON c.id = s.completion_id JOIN decision d ON d.round = s.round
+        GROUP BY s.round, s.step HAVING bool_and(c.round = s.round)
+        """
+    )
+    found: dict[int, set[str]] = {}
+    for row in rows:
+        found.setdefault(row["round"], set()).add(row["step"])
+    return found
+
+
 def _refuse_forgotten(store: Store, targets: Sequence[Target]) -> None:
     """Refuse to judge answers whose words are gone: an empty text would get a value that is no fact."""
     for target in targets:
         [gone] = store.rows(
-            """
+            f"""
             SELECT count(*) AS n FROM completion c JOIN prompt p ON p.id = c.prompt_id
-            WHERE c.round = ? AND list_contains(?, c.step) AND EXISTS (
+            WHERE c.round = $round AND {NAMED} AND EXISTS (
                 SELECT 1 FROM content t WHERE t.forgotten_at IS NOT NULL AND (
                     (t.round = c.round AND t.hash IN (c.text_hash, c.turns_hash)) OR
                     (t.round = p.round AND t.hash IN (p.messages_hash, p.details_hash))))
-            """,
-            [target.round, list(target.of)],
+            """,  # noqa: S608 - our words
+            {"round": target.round, "steps": list(target.of)},
         )
         if gone["n"]:
             what = f"{gone['n']} answers of round {target.round}, or their prompts, were forgotten"
@@ -260,7 +278,7 @@ def _same(row: Row, step: Operator) -> bool:
 def _paired(store: Store, step: Pair, target: Target) -> Pair:
     """Return the step with the judge filled in that has scored or compared the answers."""
     rows = store.rows(
-        """
+        f"""
         WITH said AS (
             SELECT judge, 'scores' AS labels, completion_id AS seen FROM judgement
             WHERE round = $round AND mode = 'score' AND aspect = ''
@@ -269,9 +287,9 @@ def _paired(store: Store, step: Pair, target: Target) -> Pair:
             WHERE round = $round AND mode = 'compare' AND aspect = ''
         )
         SELECT DISTINCT s.judge, s.labels FROM said s JOIN completion c ON c.id = s.seen
-        WHERE c.round = $round AND list_contains($of, c.step)
-        """,
-        {"round": target.round, "of": list(target.of)},
+        WHERE c.round = $round AND {NAMED}
+        """,  # noqa: S608 - our words
+        {"round": target.round, "steps": list(target.of)},
     )
     given: set[tuple[str, Labels]] = {(row["judge"], row["labels"]) for row in rows}
     step = settled(step, given)

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..policies.address import is_remote
+from ..store.pairing import BY_STEPS
 from ..trainers.sampling import Sampler
 from ..types import Prompt
 from .attacks import attacks
 from .judge import Judge, roles_of, standing_of
 from .operator import Operator
-from .operators.curate import Select
+from .operators.curate import Pair, Select
 from .operators.elicit import Rewrite, Sample
 from .operators.feedback import Compare, Critique, Judging
 from .operators.improve import Evaluate, Train
@@ -71,6 +72,7 @@ class Workload:
     def __init__(self, recipe: Recipe, train: Sequence[Prompt], heldout: Sequence[Prompt]) -> None:
         self._recipe, self._train, self._heldout = recipe, train, heldout
         self._made: dict[str, int] = {}
+        self._pairs: dict[str, int] = {}
         self._longest = 1
         self._asked: set[str] = set()
 
@@ -93,15 +95,34 @@ class Workload:
             return measured(self._recipe, self._heldout)
         if isinstance(step, Judging):
             return self._judged(step)
+        if isinstance(step, Pair):
+            self._pairs[step.step] = self._paired(step)
+            return Work(f"at most {self._pairs[step.step]} pairs")
         if isinstance(step, Select):
-            return Work("rows of the store", made=self._kept(step))
+            return Work(f"at most {self._kept(step)} answers kept", made=self._kept(step))
         return Work("rows of the store")
+
+    def _paired(self, step: Pair) -> int:
+        """Return how many pairs a step makes at most, were no two answers to a prompt the same."""
+        prompts = max(1, len(self._train))
+        each = [math.ceil(self._made.get(name, 0) / prompts) for name in step.sources()]
+        every = math.comb(sum(each), 2)
+        by_rule = {
+            "correct_incorrect": every,
+            "revised_original": sum(each),
+            # What is left are the pairs across steps.
+            **dict.fromkeys(BY_STEPS, every - sum(math.comb(n, 2) for n in each)),
+        }
+        most = by_rule.get(step.rule, 1)
+        found = prompts * min(most, step.per_prompt or most) * (1 + step.replay)
+        return min(found, step.limit or found)
 
     def _kept(self, step: Select) -> int:
         """Return how many answers a select step keeps at most."""
-        most = self._answers(step) * (1 + step.replay)
-        each = len(self._train) * (1 + step.replay) * step.per_prompt if step.per_prompt else most
-        return min(most, each, step.limit or most)
+        answers = self._answers(step)
+        each = len(self._train) * step.per_prompt if step.per_prompt else answers
+        found = min(answers, each) * (1 + step.replay)
+        return min(found, step.limit or found)
 
     def _sample(self, step: Sample) -> Work:
         if self._recipe.roles[step.role].policy == REFERENCES:
@@ -152,7 +173,9 @@ class Workload:
         if isinstance(trainer, Sampler):
             return self._sampled_work(step, trainer)
         pairs = trainer.rows == "pairs"
-        most = len(self._train) if pairs else max(len(self._train), *self._made.values(), 1)
+        most = max(len(self._train), *self._made.values(), 1)
+        if pairs:
+            most = self._pairs.get(next(iter(step.sources()), ""), len(self._train))
         steps = trainer.plan(most)
         each = self._mean_asked() + self._recipe.evaluate.max_tokens
         seen = steps * trainer.batch_size * (2 if pairs else 1)

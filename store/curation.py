@@ -86,7 +86,11 @@ class Choice:
         return f"""
             WITH looked AS ({_looked(judges)}),
             met AS (SELECT * FROM (SELECT *, ({self.where}\n)::BOOLEAN AS "is met" FROM looked) WHERE "is met"),
-            kept AS (SELECT * FROM met WHERE finish_reason = 'stop' AND answer <> '' QUALIFY {once})
+            kept AS (
+                -- What was forgotten, an answer or a prompt, has no words.
+                SELECT * FROM met WHERE finish_reason = 'stop' AND answer <> '' AND prompt IS NOT NULL
+                QUALIFY {once}
+            )
             SELECT id::VARCHAR AS id, prompt_id::VARCHAR AS prompt_id,
                    ({self.weight}\n)::DOUBLE AS weight, ({self.wanted}\n)::BOOLEAN AS wanted,
                    ({self.told}\n)::VARCHAR AS told

@@ -178,8 +178,7 @@ def pairs(store: Store, query: PairQuery) -> list[Pair]:
     """
     found: list[Row] = []
     for age in range(query.replay + 1):
-        made = _pairs_of(store, query, query.round - age)
-        found += [row | {"age": age} for row in made]
+        found += [row | {"age": age} for row in _pairs_of(store, query, age)]
     once: dict[tuple[str, str, str], Row] = {}
     for row in found:
         once.setdefault((row["prompt_id"], row["chosen_text"], row["rejected_text"]), row)
@@ -197,9 +196,19 @@ _NO_LONGER = """
 """
 
 
-def _pairs_of(store: Store, query: PairQuery, round_: int) -> list[Row]:
-    """Return the pairs of one round that keep the bounds of the query."""
-    sql, bound = pairs_sql(replace(query, round=round_))
+# Of the round that is running nothing may be forgotten; of earlier ones it may, and then nothing of it is trained again.
+_STILL_THERE = """
+        AND c.text_hash NOT IN (SELECT hash FROM content WHERE forgotten_at IS NOT NULL AND round = $round)
+        AND r.text_hash NOT IN (SELECT hash FROM content WHERE forgotten_at IS NOT NULL AND round = $round)
+        AND m.prompt_id NOT IN (
+            SELECT p.id FROM prompt p JOIN content q ON q.hash = p.messages_hash AND q.round = p.round
+            WHERE q.forgotten_at IS NOT NULL)
+"""
+
+
+def _pairs_of(store: Store, query: PairQuery, age: int) -> list[Row]:
+    """Return the pairs of the query's round, or of one so many rounds ago, that keep its bounds."""
+    sql, bound = pairs_sql(replace(query, round=query.round - age))
     bound |= {"nothing": content_hash(""), "margin": query.min_margin}
     texts = ""
     if query.length_ratio is not None:
@@ -215,7 +224,7 @@ def _pairs_of(store: Store, query: PairQuery, round_: int) -> list[Row]:
         FROM ({sql}) m
         JOIN completion c ON c.id = m.chosen AND c.round = $round
         JOIN completion r ON r.id = m.rejected AND r.round = $round {texts}
-        WHERE c.text_hash <> $nothing AND round(m.margin, 9) >= $margin
+        WHERE c.text_hash <> $nothing AND round(m.margin, 9) >= $margin {_STILL_THERE if age else ""}
         ORDER BY m.prompt_id, m.chosen, m.rejected
         """,
         bound,

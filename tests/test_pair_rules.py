@@ -19,7 +19,7 @@ from redistill.agents.recipe import Recipe, load_recipe
 from redistill.errors import BadInput
 from redistill.hashing import row_id
 from redistill.store.pairing import PairQuery, pairs
-from redistill.store.store import Row, Store
+from redistill.store.store import Row, Store, content
 from redistill.testing.fakes import fake_recipe
 
 WORDS = "abcdefghijklmnopqrstuvwxyz"
@@ -238,6 +238,28 @@ def test_pairs_of_earlier_rounds_are_replayed(store: Store) -> None:
     assert _found(store, round=3, replay=9) == {"ef", "cd"}
     assert _found(store, round=2, replay=1) == {"ab", "cd"}
     assert _found(store, round=3, replay=2, per_prompt=1) == {"ef"}
+
+
+def test_what_was_forgotten_of_an_earlier_round_is_not_replayed(store: Store) -> None:
+    """Neither as chosen nor as rejected: its words are gone, and training it again would be no forgetting."""
+    _write(
+        store,
+        [
+            Said("a", "1"),
+            Said("b", "2", slot=1),
+            Said("c", "3", "bad"),
+            Said("d", "4", "bad", slot=1),
+            Said("e", "5", round=2),
+            Said("f", "6", "bad", round=2),
+        ],
+    )
+    assert _found(store, round=2, replay=1) == {"ef", "ac", "ad", "bc", "bd"}
+    for text in ("1", "4"):
+        store.rows(
+            "UPDATE content SET text = '', forgotten_at = now() WHERE hash = ? RETURNING hash",
+            [content(text, 1)["hash"]],
+        )
+    assert _found(store, round=2, replay=1) == {"ef", "bc"}
 
 
 # -- what a select step kept

@@ -14,6 +14,7 @@ import yaml
 from redistill.agents.applying import apply
 from redistill.agents.loop import Place, Silent, run
 from redistill.agents.recipe import Recipe, load_recipe
+from redistill.agents.workload import Workload
 from redistill.errors import BadInput
 from redistill.policies import catalog
 from redistill.report.integrity import examine_run
@@ -21,6 +22,7 @@ from redistill.store.identify import Found
 from redistill.store.lineage import Branch, lineage
 from redistill.store.query import read_rows
 from redistill.testing.fakes import fake_prompts, fake_recipe
+from redistill.types import Prompt
 
 
 def loaded(base: Path, data: dict[str, Any], train: int = 24) -> Recipe:
@@ -247,6 +249,38 @@ def test_steps_read_what_a_select_step_has_kept(tmp_path: Path) -> None:
     assert seen["failed"] == seen["rewritten"] == seen["longer"]
     assert (seen["strange"], seen["strangers"], seen["compared"]) == (0, 0, 0)
     assert not [check for check in examine_run(folder) if check["state"] == "bad"]
+
+
+def test_the_plan_counts_what_is_kept_and_paired(tmp_path: Path) -> None:
+    """At most: what a select step keeps is read by the next, and pairs are counted by their rule and bounds."""
+    data = fake_recipe(rounds=1) | {"unproven_judge": "allow"}
+    pair = {"of": ["failed", "rewrite"], "rule": "contrast", "per_prompt": 3}
+    data["round"][:3] = [
+        *STAR,
+        {"pair": pair},
+        {"pair": {"as": "two", "of": "sample", "by": "verifier"}},
+    ]
+    data["round"][2]["select"]["per_prompt"] = 1
+    data["round"][-3]["train"]["of"] = "pair"
+    recipe = loaded(tmp_path, data)
+    work = Workload(recipe, [Prompt(str(n), (), "train") for n in range(20)], [])
+    told = {step.step: work.of(step).rows for step in recipe.stages[0].steps}
+    assert told["failed"] == "at most 20 answers kept"
+    assert told["rewrite"] == "at most 20 rewrites"
+    assert told["longer"] == "20 judgements"
+    assert told["select"] == "at most 60 answers kept"
+    assert told["pair"] == "at most 20 pairs"
+    assert told["two"] == "at most 20 pairs"
+
+
+def test_a_step_is_applied_to_what_was_kept(tmp_path: Path) -> None:
+    """`redistill apply` reads a select step too, where all that it kept is of the round."""
+    folder = go(tmp_path, fake_recipe(rounds=1))
+    [done] = apply(folder, "score: {of: select, judge: longest}", progress=Silent())
+    [kept] = read_rows(folder, "SELECT count(*) AS n FROM selection")
+    assert done.rows == {"judgement": kept["n"]}
+    with pytest.raises(BadInput, match="no completions of selct; did you mean select"):
+        apply(folder, "score: {of: selct, judge: longest}", progress=Silent())
 
 
 def test_a_select_step_that_was_read_is_not_the_default_of_training(tmp_path: Path) -> None:

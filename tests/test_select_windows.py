@@ -134,7 +134,7 @@ def test_judges_that_disagree_can_be_looked_for(three: Store) -> None:
 
 def test_the_hardest_prompts_come_first(three: Store) -> None:
     """The order sees how all answers did, although those that are kept all passed."""
-    hardest = {"where": "verifier = 1", "order_by": "prompt_mean.verifier, slot"}
+    hardest: dict[str, Any] = {"where": "verifier = 1", "order_by": "prompt_mean.verifier, slot"}
     assert _kept(three, **hardest) == ["c", "e", "f"]
     assert _kept(three, **hardest, per_prompt=1) == ["c", "e"]
 
