@@ -178,24 +178,29 @@ def pairs(store: Store, query: PairQuery) -> list[Pair]:
     """
     found: list[Row] = []
     for age in range(query.replay + 1):
-        found += [row | {"age": age} for row in _pairs_of(store, query, age)]
-    once: dict[tuple[str, str, str], Row] = {}
-    for row in found:
-        once.setdefault((row["prompt_id"], row["chosen_text"], row["rejected_text"]), row)
-    kept = found if not query.replay else list(once.values())
+        made = _pairs_of(store, query, age)
+        found += [row | {"age": age} for row in made] if query.replay else made
+    if query.replay:
+        once: dict[tuple[str, str, str], Row] = {}
+        for row in found:
+            once.setdefault((row["prompt_id"], row["chosen_text"], row["rejected_text"]), row)
+        found = list(once.values())
     return [
-        Pair(*(row[key] for key in ("prompt_id", "chosen", "rejected", "margin", "probability")))
-        for row in _capped(kept, query)
+        Pair(row["prompt_id"], row["chosen"], row["rejected"], row["margin"], row["probability"])
+        for row in _capped(found, query)
     ]
 
 
+# What the bounds ask of the two answers; joined only where there is one, because these joins take as long as the rest.
+_SIDES = """
+        JOIN completion c ON c.id = m.chosen AND c.round = $round
+        JOIN completion r ON r.id = m.rejected AND r.round = $round
+"""
 _NO_LONGER = """
         JOIN content t ON t.hash = c.text_hash AND t.round = c.round
         JOIN content u ON u.hash = r.text_hash AND u.round = r.round
                       AND length(t.text) <= $ratio * length(u.text)
 """
-
-
 # Of the round that is running nothing may be forgotten; of earlier ones it may, and then nothing of it is trained again.
 _STILL_THERE = """
         AND c.text_hash NOT IN (SELECT hash FROM content WHERE forgotten_at IS NOT NULL AND round = $round)
@@ -210,21 +215,24 @@ def _pairs_of(store: Store, query: PairQuery, age: int) -> list[Row]:
     """Return the pairs of the query's round, or of one so many rounds ago, that keep its bounds."""
     sql, bound = pairs_sql(replace(query, round=query.round - age))
     bound |= {"nothing": content_hash(""), "margin": query.min_margin}
-    texts = ""
-    if query.length_ratio is not None:
+    columns = sides = ""
+    if query.replay or query.per_prompt or query.length_ratio:
+        columns = (
+            ", c.text_hash AS chosen_text, r.text_hash AS rejected_text, c.slot <> r.slot AS apart"
+        )
+        sides = _SIDES
+    if query.length_ratio:
         bound["ratio"] = query.length_ratio
-        texts = _NO_LONGER
+        sides += _NO_LONGER
     # A judge of length likes an answer that says nothing best; what has no words is never chosen.
     return store.rows(
         f"""
         SELECT m.prompt_id::VARCHAR AS prompt_id, m.chosen::VARCHAR AS chosen,
                m.rejected::VARCHAR AS rejected, m.margin::DOUBLE AS margin,
-               m.probability::DOUBLE AS probability, c.text_hash AS chosen_text,
-               r.text_hash AS rejected_text, c.slot <> r.slot AS apart
-        FROM ({sql}) m
-        JOIN completion c ON c.id = m.chosen AND c.round = $round
-        JOIN completion r ON r.id = m.rejected AND r.round = $round {texts}
-        WHERE c.text_hash <> $nothing AND round(m.margin, 9) >= $margin {_STILL_THERE if age else ""}
+               m.probability::DOUBLE AS probability {columns}
+        FROM ({sql}) m {sides}
+        WHERE m.chosen NOT IN (SELECT id FROM completion WHERE round = $round AND text_hash = $nothing)
+          AND round(m.margin, 9) >= $margin {_STILL_THERE if age else ""}
         ORDER BY m.prompt_id, m.chosen, m.rejected
         """,
         bound,
@@ -238,7 +246,7 @@ def _capped(found: Iterable[Row], query: PairQuery) -> Sequence[Row]:
 
     def order(row: Row) -> tuple[Any, ...]:
         drawn = row_seed(f"{query.seed} {row['chosen']} {row['rejected']}")
-        return (row["age"], -round(row["margin"], 9), row["apart"], drawn)
+        return (row.get("age", 0), -round(row["margin"], 9), row["apart"], drawn)
 
     by_prompt: dict[str, list[Row]] = {}
     for row in sorted(found, key=order):
