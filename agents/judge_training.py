@@ -43,8 +43,6 @@ _PAIRS = """
     JOIN completion rr ON rr.id = p.rejected_id JOIN content r ON r.hash = rr.text_hash AND r.round = rr.round
     WHERE p.split = 'train' AND (len(?) = 0 OR list_contains(?, p.step))
       AND coalesce(m.forgotten_at, c.forgotten_at, r.forgotten_at) IS NULL
-    -- What a later round has replayed counts once.
-    QUALIFY row_number() OVER (PARTITION BY p.step, p.chosen_id, p.rejected_id ORDER BY p.round) = 1
     ORDER BY p.round, p.id
 """
 

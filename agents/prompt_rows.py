@@ -102,16 +102,15 @@ def _lessons(turn: Turn, trainer: Sampler, sources: Sources) -> list[Lesson]:
 
 
 def _kept(turn: Turn, step: str) -> list[Lesson]:
-    store = turn.run.store
-    rows = store.rows(
+    rows = turn.run.store.rows(
         """
         SELECT prompt_id::VARCHAR AS prompt, completion_id::VARCHAR AS answer FROM selection
         WHERE round = ? AND step = ? ORDER BY position
         """,
         [turn.round, step],
     )
-    prompts = find_prompts(store, [row["prompt"] for row in rows])
-    said = find_completions(store, [row["answer"] for row in rows])
+    said = find_completions(turn.run.store, [row["answer"] for row in rows])
+    prompts = find_prompts(turn.run.store, [row["prompt"] for row in rows])
     return [Lesson(prompts[row["prompt"]], said[row["answer"]]) for row in rows]
 
 

@@ -93,9 +93,8 @@ async def _in_worker(turn: Turn, trainer: Trainer, rewards: Sequence[Reward], te
     work = turn.run.worker.run
     if not trainer.samples:
         return await work(job_folder(turn), turn.run.folder, tell)
-    # Not those of the round alone: what trains may be replayed.
-    asked = pq.read_table(Job.read(job_folder(turn), turn.run.folder).rows, columns=["id"])
-    prompts = find_prompts(turn.run.store, asked["id"].to_pylist())
+    rows = pq.read_table(Job.read(job_folder(turn), turn.run.folder).rows, columns=["id"])
+    prompts = find_prompts(turn.run.store, rows.column("id").to_pylist())
     async with listening(Rollouts(turn, rewards, prompts).answer) as desk:
         return await desk.beside(work(job_folder(turn), turn.run.folder, tell, desk.address))
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_rows import completion, identifier, judgement, opening, prompt, texts
+from store_rows import completion, identifier, judgement, opening, texts
 
 from redistill.agents.operators.curate import Pair
 from redistill.agents.recipe import Recipe, load_recipe
@@ -60,6 +60,7 @@ def _completion(one: Said) -> Row:
         prompt_id=identifier(one.prompt),
         finish_reason="length" if one.cut else "stop",
         slot=one.slot,
+        split="heldout" if one.prompt == "h" else "train",
     )
 
 
@@ -71,15 +72,14 @@ def _judgement(one: Said) -> Row:
 
 def _begin(folder: Path) -> Store:
     store = Store(folder, ["verifier"])
-    rows: dict[str, Any] = opening({"p": "train", "q": "train"})
-    rows["prompt"] = [prompt("p", "train"), prompt("q", "train")]
+    rows: dict[str, Any] = opening({"p": "train", "q": "train", "h": "heldout"})
     store.commit(rows, round=0, step="begin", chunk=0)
     return store
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    """Return an open store with two prompts."""
+    """Return an open store with two prompts that train and one that is held out."""
     opened = _begin(tmp_path)
     yield opened
     opened.close()
@@ -301,7 +301,7 @@ def test_answers_that_a_select_step_kept_are_paired(store: Store, rule: str) -> 
 
 ANSWERS = st.lists(
     st.tuples(
-        st.sampled_from("pq"),
+        st.sampled_from("pqh"),
         st.sampled_from(["x", "yy", "zzz", "", "xxxxx"]),
         st.sampled_from(["good", "bad"]),
         st.sampled_from([None, 0.0, 0.5, 1.0]),
@@ -328,7 +328,7 @@ def test_the_laws_of_pairs(
     drawn: list[tuple[str, str, str, float | None, bool, int]],
     bounds: dict[str, Any],
 ) -> None:
-    """Whatever the rule: other texts, one prompt and round, chosen whole, the margin kept, the caps too, no reverse."""
+    """Whatever the rule: other texts, one training prompt and round, chosen whole, bounds kept, and no pair's reverse."""
     said = {
         WORDS[i]: Said(WORDS[i], text, step, value, asked, cut, slot=i, round=round_)
         for i, (asked, text, step, value, cut, round_) in enumerate(drawn)
@@ -342,6 +342,7 @@ def test_the_laws_of_pairs(
             sides = [(said[pair[0]], said[pair[1]]) for pair in found]
             texts_ = {(good.prompt, good.text, bad.text) for good, bad in sides}
             for good, bad in sides:
+                assert good.prompt != "h"
                 assert good.text != bad.text
                 assert (good.prompt, good.round) == (bad.prompt, bad.round)
                 assert good.text

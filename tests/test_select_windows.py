@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
-from store_rows import completion, identifier, judgement, opening, prompt, texts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from store_rows import completion, identifier, judgement, opening, texts
 
 import redistill
 from redistill.agents.operators.curate import Pair, Select
@@ -40,13 +43,17 @@ class Said:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    """Return an open store with three prompts."""
-    opened = Store(tmp_path, ["verifier", "other"])
-    rows: dict[str, Any] = opening(dict.fromkeys("pqr", "train"))
-    rows["prompt"] = [prompt(word, "train") for word in "pqr"]
-    opened.commit(rows, round=0, step="begin", chunk=0)
+    """Return an open store with three prompts that train, and one that is held out."""
+    opened = _begin(tmp_path)
     yield opened
     opened.close()
+
+
+def _begin(folder: Path) -> Store:
+    store = Store(folder, ["verifier", "other"])
+    rows = opening({**dict.fromkeys("pqr", "train"), "h": "heldout"})
+    store.commit(rows, round=0, step="begin", chunk=0)
+    return store
 
 
 def _write(store: Store, *said: Said) -> None:
@@ -73,6 +80,7 @@ def _completion(one: Said) -> Row:
         prompt_id=identifier(one.prompt),
         finish_reason="length" if one.cut else "stop",
         slot=one.slot,
+        split="heldout" if one.prompt == "h" else "train",
     )
 
 
@@ -173,6 +181,54 @@ def test_what_a_window_cannot_say_is_refused_at_load(where: str, told: str) -> N
     fault = check_choice(Choice(where=where), ["verifier"])
     assert re.search(told, fault), fault
     assert "\n" not in fault
+
+
+ANSWERS = st.lists(
+    st.tuples(
+        st.sampled_from("pqh"),
+        st.sampled_from(["x", "y", "z", " "]),
+        st.sampled_from([None, 0.0, 0.5, 1.0]),
+        st.booleans(),
+        st.sampled_from([1, 2]),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=8)
+@given(ANSWERS, st.sampled_from([None, 1, 2]), st.sampled_from([None, 3]), st.sampled_from([0, 1]))
+def test_the_laws_of_selection(
+    tmp_path_factory: pytest.TempPathFactory,
+    drawn: list[tuple[str, str, float | None, bool, int]],
+    per_prompt: int | None,
+    limit: int | None,
+    replay: int,
+) -> None:
+    """None is cut, held out or too old; each text of a prompt once; the caps hold; rates are those counted by hand."""
+    said = {
+        WORDS[i]: Said(WORDS[i], value, prompt=asked, text=text, cut=cut, slot=i, round=round_)
+        for i, (asked, text, value, cut, round_) in enumerate(drawn)
+    }
+    store = _begin(tmp_path_factory.mktemp("store"))
+    _write(store, *said.values())
+    caps = {"per_prompt": per_prompt, "limit": limit, "replay": replay}
+    kept = [said[word] for word in _kept(store, 2, where="prompt_mean.verifier >= 0.5", **caps)]
+    store.close()
+    for one in kept:
+        assert not one.cut
+        assert one.prompt != "h"
+        assert one.round == 2 or replay
+        beside = [
+            other.verifier
+            for other in said.values()
+            if (other.prompt, other.round) == (one.prompt, one.round) and other.verifier is not None
+        ]
+        assert sum(beside) / len(beside) >= 0.5
+    texts_ = [(one.prompt, one.text) for one in kept]
+    assert len(texts_) == len(set(texts_))
+    assert max(Counter(one.prompt for one in kept).values(), default=0) <= (per_prompt or 99)
+    assert len(kept) <= (limit or 99)
 
 
 def _steps(name: str) -> list[dict[str, Any]]:
