@@ -24,6 +24,8 @@ from redistill.store.query import read_rows
 from redistill.testing.fakes import FakeStudent, fake_prompts, fake_recipe
 from redistill.types import Message, Prompt
 
+DATA = Path(catalog.__file__).parents[1] / "recipes" / "data" / "tiny.jsonl"
+SPLITS = {"train": 48, "heldout": 12, "test": 4}
 GOLD = {"policy": "references"}
 
 
@@ -40,7 +42,8 @@ def begin(base: Path, data: dict[str, Any], rows: list[dict[str, Any]] | None = 
     rows = rows or fake_prompts(train=24, heldout=20, test=8)
     (base / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
     loaded = load_recipe(yaml.safe_dump(data), "r.yaml", base=base)
-    return run(loaded, place=Place(base / "runs", base / "cache"), progress=Notes(base / "notes"))
+    cache = catalog.default_cache() if data["student"] == "tiny" else base / "cache"
+    return run(loaded, place=Place(base / "runs", cache), progress=Notes(base / "notes"))
 
 
 class Notes(Silent):
@@ -143,6 +146,36 @@ def test_the_gold_of_a_pair_is_encoded_once(tmp_path: Path) -> None:
     )
     assert table.num_rows > 20
     assert not [check for check in examine_run(folder) if check["state"] == "bad"]
+
+
+def test_a_real_student_learns_from_references(tmp_path: Path) -> None:
+    """The toy's prompts say their answers in their checkers alone: they are quoted, encoded once, and learned."""
+    rows = [json.loads(line) for line in DATA.read_text("utf-8").splitlines()]
+    few = [
+        row
+        for split, n in SPLITS.items()
+        for row in [row for row in rows if row["split"] == split][:n]
+    ]
+    sft = {"trainer": "sft", "steps": 3, "batch_size": 16, "micro_batch": 16, "learning_rate": 5e-4}
+    data = quoting() | {"student": "tiny", "prompts": {"file": "prompts.jsonl"}, "chunk": 64}
+    data["round"] = [
+        data["round"][0],
+        {"select": {}},
+        {"train": sft},
+        {"evaluate": {"judge": "verifier", "max_tokens": 24}},
+        {"gate": {}},
+    ]
+    folder = begin(tmp_path, data, few)
+    [job] = read_rows(folder, "SELECT status, message FROM training_run")
+    assert job["status"] == "trained", job["message"]
+    losses = read_rows(
+        folder, "SELECT value FROM training_metric WHERE name = 'loss' ORDER BY optimizer_step"
+    )
+    assert losses[-1]["value"] < losses[0]["value"]
+    [row] = read_rows(
+        folder, "SELECT count(*) AS n, list(DISTINCT tokens_from) AS f FROM training_row"
+    )
+    assert row == {"n": SPLITS["train"], "f": ["encoded"]}
 
 
 def test_the_plan_says_that_no_model_is_asked(tmp_path: Path) -> None:
