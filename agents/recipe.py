@@ -517,7 +517,7 @@ def _check_pair(stage: Stage, step: Pair, where: str) -> list[Problem]:
     own = answering(step.sources(), stage.steps)
     wanted = [own]
     if step.rule == "revised_original":
-        rewrites = [s for s in stage.steps if s.step in own and s.sources()]
+        rewrites = [s for s in stage.steps if s.step in own and "completions" in s.needs]
         wanted += [answering(s.sources(), stage.steps) for s in rewrites]
     if step.rule in BY_STEPS:
         wanted = [answering((name,), stage.steps) for name in step.sources()]

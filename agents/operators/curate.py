@@ -115,9 +115,9 @@ class Pair(Operator):
     answer that it rewrites, where the judge finds it better; in any case where there is no judge. `contrast`: every
     answer of a step against every answer of the steps that `of` names after it (RLCD, ALMoST, GRATH), and no judge
     is needed; one that `by` names must agree. `gold_self` is the same with a check that the first step is no answer
-    of the student's, and the others are (SPIN). With the verifier, chosen must pass: partial credit was measured to teach the form of an answer at the cost of
-    its content. From comparisons, best is who wins most, chosen has always beaten rejected when they were
-    shown together, and the pair's probability is the mean over all showings of the two.
+    of the student's, and the others are (SPIN). With the verifier, chosen must pass: partial credit was measured to
+    teach the form of an answer at the cost of its content. From comparisons, best is who wins most, chosen has always
+    beaten rejected when they were shown together, and the pair's probability is the mean over all showings of the two.
     """
 
     name: ClassVar[str] = "pair"
