@@ -297,7 +297,7 @@ def _resolve_of(
         return None, step.model_copy(update={"of": given})
     # What an earlier step has read of a select step was kept for that step, and not to be the default of this one.
     read = {name for s in earlier if s.makes != "revision" for name in s.sources()}
-    unread = [s.step for s in earlier if s.step in makers and not (s.keeps and s.step in read)]
+    unread = [s.step for s in earlier if s.makes in needs and not (s.keeps and s.step in read)]
     makers = unread or makers
     if not makers:
         return Problem(where, f"no earlier step makes {wanted}"), step

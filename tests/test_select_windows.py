@@ -212,7 +212,7 @@ def test_the_laws_of_selection(
     }
     store = _begin(tmp_path_factory.mktemp("store"))
     _write(store, *said.values())
-    caps = {"per_prompt": per_prompt, "limit": limit, "replay": replay}
+    caps: dict[str, Any] = {"per_prompt": per_prompt, "limit": limit, "replay": replay}
     kept = [said[word] for word in _kept(store, 2, where="prompt_mean.verifier >= 0.5", **caps)]
     store.close()
     for one in kept:
