@@ -8,11 +8,12 @@ VSTAMP  := $(VVENV)/.installed
 STUDENT ?= smollm2-135m
 SEED    ?= 0
 NAME    ?=
+ARGS    ?=
 # The checkout is the package, so its folder must not be searched first: agents/ and types.py would hide
 # packages of the same name.
 export PYTHONSAFEPATH = 1
 
-.PHONY: setup quickstart control test test-slow lint format schema docs bench bench-store bench-judges bench-pool \
+.PHONY: setup quickstart control test test-slow test-recipes bench-recipes lint format schema docs bench bench-store bench-judges bench-pool \
   bench-train bench-bakeoff bench-compute bench-self-distill bench-sample bench-gpu \
   setup-vllm test-vllm clean
 
@@ -59,6 +60,15 @@ control: $(STAMP)
 # A file a process: what a file's tests share is made once. One thread each, or the processes get in each other's way.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile
+
+# Every recipe that ships, one round of the toy each, the rows it made beside what its paper's loop has.
+test-recipes: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m recipes -n 2 --dist loadgroup tests/test_shipped_recipes.py
+
+# What they come to: the presets over three rounds of the toy and three seeds; ARGS="--recipes all", ARGS=--smollm2.
+bench-recipes: $(STAMP)
+	$(BIN)/python benchmarks/recipes.py $(ARGS)
+	$(BIN)/python docs/render.py
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -19,6 +19,7 @@ _HOMES = {
     "Pair": "agents.operators.curate",
     "Place": "agents.loop",
     "Prompt": "types",
+    "Propose": "agents.operators.propose",
     "Recipe": "agents.recipe",
     "RedistillError": "errors",
     "Sample": "agents.operators.elicit",

@@ -13,7 +13,7 @@ from ..policies.policy import Generation, Policy, Request, Sampling
 from ..store.store import Row, content, now
 from ..types import Completion, Message, Prompt
 from .operator import Turn
-from .roles import Staging
+from .roles import REFERENCES, Staging
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,10 @@ async def answer(turn: Turn, role: str, asked: Sequence[Asked], sampling: Sampli
         BadInput: `max_tokens` alone fills the context.
     """
     run = turn.run
+    if run.cast.staging(role).role.policy == REFERENCES:
+        from .quoted_answer import quote  # as is the next one
+
+        return quote(turn, role, asked, sampling)
     if run.cast.servers.serve(role):
         from .remote_answer import answer_remotely  # which builds its rows with what stands here
 

@@ -18,8 +18,10 @@ import yaml
 from ..errors import BadInput, Problem
 from ..hashing import row_id
 from ..policies import catalog
-from ..store.curation import Labels
+from ..store.curation import OWN
+from ..store.pairing import Labels
 from ..store.query import snapshot
+from ..store.sources import NAMED
 from ..store.store import Row, Store, now
 from ..store.views import ANSWERS
 from ..trainers.worker import Worker
@@ -32,6 +34,7 @@ from .recipe import load_recipe
 from .roles import Staging
 from .server_needs import lacking, of_step
 from .stages import RESERVED_STEPS
+from .trained_judges import trained_of
 
 _WHERE = "step"
 _MAKES = ("judgements", "rows")
@@ -121,6 +124,10 @@ def read_step(text: str) -> Operator:
         )
     if problems := step.check(_WHERE):
         raise BadInput(*problems)
+    if made := next(trained_of(step), None):
+        what = f"{made.name} is made in a round, and asked there"
+        hint = "name its weights: {reward_model: {model: RUN/judges/HASH}}"
+        raise BadInput.at(f"{_WHERE}.judge", what, hint)
     return step
 
 
@@ -135,7 +142,7 @@ def _check(store: Store, step: Operator) -> None:
     problems = []
     for name, revision in step.judges().items():
         where = f"{_WHERE}.judge"
-        if name.casefold() in ANSWERS:
+        if name.casefold() in {*ANSWERS, *OWN}:
             problems.append(Problem(where, f"{name!r} has the name of a column of `answers`"))
         elif known.get(name, {revision}) != {revision}:
             what = f"{name!r} has judged in this run with other settings or another version"
@@ -162,11 +169,13 @@ def _targets(store: Store, step: Operator, wanted: Sequence[int]) -> list[Target
             r: [(s, split) for s, split in found if split == "train"] for r, found in ready.items()
         }
     given = set(step.sources())
+    kept = _kept(store)
     targets = []
     for round_ in sorted(wanted or ready):
         found = ready.get(round_, [])
         if given:
-            of = tuple(s for s in step.sources() if s in {name for name, _ in found})
+            known = {name for name, _ in found} | kept.get(round_, set())
+            of = tuple(s for s in step.sources() if s in known)
         else:
             of = tuple([name for name, split in found if split == "train"][-1:])
         if of:
@@ -174,7 +183,7 @@ def _targets(store: Store, step: Operator, wanted: Sequence[int]) -> list[Target
         elif round_ in wanted:
             what = f"has no finished completions of {' or '.join(sorted(given)) or 'any step'}"
             raise BadInput.at(f"--round {round_}", what)
-    there = sorted({name for found in ready.values() for name, _ in found})
+    there = sorted({name for found in ready.values() for name, _ in found}.union(*kept.values()))
     strange = sorted(given - set(there))
     if strange or not targets:
         if not there:
@@ -193,6 +202,7 @@ def _ready(store: Store) -> dict[int, list[tuple[str, str]]]:
         LEFT JOIN step s ON s.round = c.round AND s.step = c.step
         WHERE (EXISTS (SELECT 1 FROM decision d WHERE d.round = c.round)
                OR c.round = 0 OR s.origin = 'imported')
+          AND NOT EXISTS (SELECT 1 FROM proposal x WHERE x.round = c.round AND x.step = c.step)
           AND (c.split = 'train' OR s.origin = 'imported'
                OR EXISTS (SELECT 1 FROM evaluation e WHERE e.round = c.round AND e.step = c.step))
         GROUP BY c.round, c.step ORDER BY c.round, max(s.position) NULLS LAST, c.step
@@ -204,18 +214,33 @@ def _ready(store: Store) -> dict[int, list[tuple[str, str]]]:
     return ready
 
 
+def _kept(store: Store) -> dict[int, set[str]]:
+    """Return, by decided round, the select steps whose answers can be read: all of them are of that round."""
+    rows = store.rows(
+        """
+        SELECT s.round, s.step FROM selection s
+        JOIN completion c ON c.id = s.completion_id JOIN decision d ON d.round = s.round
+        GROUP BY s.round, s.step HAVING bool_and(c.round = s.round)
+        """
+    )
+    found: dict[int, set[str]] = {}
+    for row in rows:
+        found.setdefault(row["round"], set()).add(row["step"])
+    return found
+
+
 def _refuse_forgotten(store: Store, targets: Sequence[Target]) -> None:
     """Refuse to judge answers whose words are gone: an empty text would get a value that is no fact."""
     for target in targets:
         [gone] = store.rows(
-            """
+            f"""
             SELECT count(*) AS n FROM completion c JOIN prompt p ON p.id = c.prompt_id
-            WHERE c.round = ? AND list_contains(?, c.step) AND EXISTS (
+            WHERE c.round = $round AND {NAMED} AND EXISTS (
                 SELECT 1 FROM content t WHERE t.forgotten_at IS NOT NULL AND (
                     (t.round = c.round AND t.hash IN (c.text_hash, c.turns_hash)) OR
                     (t.round = p.round AND t.hash IN (p.messages_hash, p.details_hash))))
-            """,
-            [target.round, list(target.of)],
+            """,  # noqa: S608 - our words
+            {"round": target.round, "steps": list(target.of)},
         )
         if gone["n"]:
             what = f"{gone['n']} answers of round {target.round}, or their prompts, were forgotten"
@@ -259,7 +284,7 @@ def _same(row: Row, step: Operator) -> bool:
 def _paired(store: Store, step: Pair, target: Target) -> Pair:
     """Return the step with the judge filled in that has scored or compared the answers."""
     rows = store.rows(
-        """
+        f"""
         WITH said AS (
             SELECT judge, 'scores' AS labels, completion_id AS seen FROM judgement
             WHERE round = $round AND mode = 'score' AND aspect = ''
@@ -268,9 +293,9 @@ def _paired(store: Store, step: Pair, target: Target) -> Pair:
             WHERE round = $round AND mode = 'compare' AND aspect = ''
         )
         SELECT DISTINCT s.judge, s.labels FROM said s JOIN completion c ON c.id = s.seen
-        WHERE c.round = $round AND list_contains($of, c.step)
-        """,
-        {"round": target.round, "of": list(target.of)},
+        WHERE c.round = $round AND {NAMED}
+        """,  # noqa: S608 - our words
+        {"round": target.round, "steps": list(target.of)},
     )
     given: set[tuple[str, Labels]] = {(row["judge"], row["labels"]) for row in rows}
     step = settled(step, given)

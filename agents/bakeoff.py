@@ -137,7 +137,7 @@ class _Kitchen:
             BadInput: the recipe has no step that makes what the arm needs.
         """
         steps = self.recipe.stages[0].steps
-        train = next(step for step in steps if isinstance(step, Train))
+        train = _student_step(self.recipe)
         kind = arm.kind
         told: dict[str, Any] = {"trainer": {arm.name: dict(arm.settings)}}
         told["of"] = [] if kind.samples else [_maker(steps, kind).step]
@@ -157,7 +157,7 @@ class _Kitchen:
     def used(self, arm: Arm) -> list[str]:
         """Return the steps whose rows an arm has used."""
         names = [step.step for step in self.recipe.stages[0].steps]
-        train = next(s.step for s in self.recipe.stages[0].steps if isinstance(s, Train))
+        train = _student_step(self.recipe).step
         return [train] if arm.kind.samples else names[: names.index(train) + 1]
 
     def base(self, seed: int) -> Path:
@@ -177,7 +177,7 @@ class _Kitchen:
         elif not folder.exists():
             fork(base, round_=1, changes=changes, name=name)
         resume(folder, place=self.place, progress=self.progress)
-        [job] = read_rows(folder, "SELECT status, revision, steps FROM training_run")
+        job = self._job(folder)
         [first] = read_rows(folder, "SELECT student FROM run")
         [measured] = read_rows(
             folder,
@@ -196,6 +196,23 @@ class _Kitchen:
             costs=costs(folder, self.used(arm)),
             folder=folder,
         )
+
+    def _job(self, folder: Path) -> dict[str, Any]:
+        """Return how the student's training went.
+
+        Raises:
+            EnvironmentProblem: the round ended before, with a judge that came to nothing.
+        """
+        found = read_rows(
+            folder,
+            "SELECT status, revision, steps FROM training_run WHERE step = ?",
+            [_student_step(self.recipe).step],
+        )
+        if not found:
+            raise EnvironmentProblem(
+                f"{folder.name}: the round ended before its student was trained"
+            )
+        return found[0]
 
     def evened(self, arm: Arm, budget: float) -> Arm:
         """Return an arm with as many steps as a budget pays for; one that uses none of it keeps its own."""
@@ -234,7 +251,7 @@ class _Kitchen:
     def tasted(self, arm: Arm, seed: int) -> Entry:
         """Return an arm at a seed with its test values, which are read now."""
         entry = self.bake(arm, seed)
-        [job] = read_rows(entry.folder, "SELECT revision FROM training_run")
+        job = self._job(entry.folder)
         [first] = read_rows(entry.folder, "SELECT student FROM run")
         made = job["revision"] or first["student"]  # nothing published is no gain
         found = _test(entry.folder, made)
@@ -249,6 +266,12 @@ class _Kitchen:
         return replace(
             entry, before=[row["before"] for row in rows], after=[row["after"] for row in rows]
         )
+
+
+def _student_step(recipe: Recipe) -> Train:
+    """Return the train step that makes the next student; others make judges."""
+    steps = recipe.stages[0].steps
+    return next(s for s in steps if isinstance(s, Train) and s.made() == "revision")
 
 
 def _maker(steps: Sequence[Operator], kind: type[Trainer]) -> Operator:

@@ -178,8 +178,11 @@ class Cast:
             return None
         return self.revision(revision.parent)
 
-    async def make_room(self, round_: int, step: str) -> Handover:
+    async def make_room(self, store: Store, round_: int, step: str) -> Handover:
         """Make every policy give its memory back, so that a trainer can have it; unless it has cards of its own."""
+        if self._handover is not None:  # two jobs, and the student has not spoken in between
+            self._handover.write(store)
+            self._handover = None
         began = time.monotonic()
         side_by_side = self.placement.side_by_side
         for policy in () if side_by_side else self._policies.values():

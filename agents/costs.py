@@ -53,7 +53,12 @@ def costs(folder: Path, steps: Sequence[str]) -> Costs:
         steps: those whose rows were used: of a policy that samples while it trains its train step, else also the
             steps that made its rows.
     """
-    [job] = read_rows(folder, "SELECT * FROM training_run WHERE round = ?", [ROUND])
+    # The student's is the last: judges are made before it.
+    [job] = read_rows(
+        folder,
+        "SELECT * FROM training_run WHERE round = ? ORDER BY created_at DESC LIMIT 1",
+        [ROUND],
+    )
     said = read_rows(
         folder,
         """

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import BadInput
 from ..hashing import row_id
+from ..store.facts import find_prompts, rounds_of
 from ..store.store import Row, now
 from ..trainers.rows import RowsKind
 from ..trainers.trainer import Trainer
@@ -81,8 +82,8 @@ class Material:
 async def prepare(turn: Turn, trainer: Trainer, sources: Sources) -> dict[str, list[Row]]:
     """Write the job's folder and return the rows that freeze its training set."""
     began = time.monotonic()
-    known = {prompt.id: prompt for prompt in turn.run.round_prompts(turn.round)}
     items = _items(turn, sources.step, trainer.rows)
+    known = find_prompts(turn.run.store, [item.prompt_id for item in items])
     gold = await _gold(turn, items, known) if trainer.gold else {}
     if trainer.gold and (bare := [item for item in items if item.prompt_id not in gold]):
         told = f"{len(bare)} of {len(items)} pairs left out: their prompts have no reference answer"
@@ -181,9 +182,14 @@ def _other(items: Sequence[Item], place: int) -> str:
 
 
 def _rows_said(turn: Turn, items: Sequence[Item]) -> list[Row]:
-    """Return what was said in the completions that train, with the tokens where they were kept."""
+    """Return what was said in the completions that train, of any round, with the tokens where they were kept."""
     wanted = {side for item in items for side in item.sides}
-    rows = turn.run.store.rows(
+    rounds = rounds_of(turn.run.store, wanted)
+    return [row for round_ in rounds for row in _said_in(turn, round_) if row["id"] in wanted]
+
+
+def _said_in(turn: Turn, round_: int) -> list[Row]:
+    return turn.run.store.rows(
         """
         SELECT c.id::VARCHAR AS id, c.revision, c.finish_reason, t.token_ids, t.logprobs, t.trainable,
                r.token_ids AS saw, a.text
@@ -193,9 +199,8 @@ def _rows_said(turn: Turn, items: Sequence[Item]) -> list[Row]:
         LEFT JOIN rendered_prompt r ON r.id = c.rendered_prompt_id AND r.round = c.round
         WHERE c.round = ? AND c.split = 'train'
         """,
-        [turn.round],
+        [round_],
     )
-    return [row for row in rows if row["id"] in wanted]
 
 
 async def _said(turn: Turn, row: Row) -> Spoken:

@@ -38,7 +38,8 @@ async def diverged(turn: Turn, answers: Sequence[Row]) -> list[dict[str, Any]]:
     for judge in _labelling(turn):
         # Who speaks as the student's current revision spoke as the champion when it labelled.
         speakers = Speakers(Turn(turn.run, turn.round, turn.step, turn.cursor, turn.champion))
-        ready = comparing(bind(judge, speakers), turn.step)
+        bound = bind(judge, speakers)
+        ready = comparing(bound, turn.step)
         tasks = [_shown(prompts[a["prompt_id"]], a) for a in asked]
         verdicts = await ready.compare([task for task, _ in tasks])
         let_go(judge)
@@ -50,7 +51,7 @@ async def diverged(turn: Turn, answers: Sequence[Row]) -> list[dict[str, Any]]:
         low, _ = wilson(sum(won), len(won))
         if low is not None and low > 0.5:
             share = {"prefers": sum(won) / len(won), "ci_low": low, "n": len(won)}
-            found.append({"judge": judge.name, "judge_revision": judge.revision, **share})
+            found.append({"judge": bound.name, "judge_revision": bound.revision, **share})
     return found
 
 

@@ -19,6 +19,7 @@ from .attacks import attacks, withstand
 from .drift import freeze
 from .exam import Exam
 from .judge import Judge, Standing, needs_group, roles_of, standing_of
+from .judges.trained import trained_in
 from .ranking import comparing, spent
 from .registry import Record
 from .speaker import Speaker, bind
@@ -113,6 +114,11 @@ async def examine(
     if standing_of(judge) == "person":
         what = f"{judge.name} is a person, and people sit no exam"
         raise BadInput.at("judge", what, "`redistill review RUN --anchors 50` lets them make one")
+    if made := next(trained_in(judge), None):
+        what = f"{made.name} is made in a round, which examines it"
+        raise BadInput.at(
+            "judge", what, "name its weights: {reward_model: {model: RUN/judges/HASH}}"
+        )
     needed = roles_of(judge)
     if needed and speaker is None:
         raise BadInput.at(

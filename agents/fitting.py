@@ -16,7 +16,7 @@ from ..types import Prompt
 from .engines import has_card
 from .memory import free_memory, largest_job, reward_models
 from .recipe import Recipe
-from .roles import STUDENT
+from .roles import REFERENCES, STUDENT
 
 _SMOL = Shape(
     parameters=134_515_008,
@@ -88,7 +88,7 @@ def shape_known(spec: str, base: Path, cache: Path) -> tuple[Shape, str]:
 
 def shapes(recipe: Recipe, cache: Path, precision: Precision) -> dict[str, Shape]:
     """Return the size of each model that is loaded here, by what names it, as the run holds it."""
-    bound = {role.policy for role in recipe.roles.values()} - {STUDENT}
+    bound = {role.policy for role in recipe.roles.values()} - {STUDENT, REFERENCES}
     held: dict[str, Precision] = {
         recipe.student: precision,
         **{spec: precision for spec in bound if not is_remote(spec)},

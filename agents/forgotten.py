@@ -12,7 +12,10 @@ SELECT count(*) AS n FROM prompt p
 WHERE EXISTS (
     SELECT 1 FROM content t WHERE t.forgotten_at IS NOT NULL AND t.round = p.round
       AND t.hash IN (p.messages_hash, p.details_hash, p.tools_hash)
-) AND (p.split <> 'train' OR list_contains(?, p.position))
+) AND (
+    p.split <> 'train' OR (p.round = 0 AND list_contains($places, p.position))
+    OR (p.round > 0 AND p.round NOT IN (SELECT round FROM decision))
+)
 """
 # The rows of a round that is not decided are still read, and so is what the champion said when it was
 # measured: the gate compares every challenger with it.
@@ -32,7 +35,7 @@ def refuse_forgotten(recipe: Recipe, store: Store) -> None:
     """
     if store.rows("SELECT 1 FROM event WHERE kind = 'gain'"):
         return
-    prompts = store.rows(_PROMPTS, [_coming(recipe, store)])[0]["n"]
+    prompts = store.rows(_PROMPTS, {"places": _coming(recipe, store)})[0]["n"]
     answers = store.rows(_ANSWERS, [facts.champion(store)])[0]["n"]
     found = [f"{n} {what}" for n, what in ((prompts, "prompts"), (answers, "answers")) if n]
     if found:
@@ -43,7 +46,9 @@ def refuse_forgotten(recipe: Recipe, store: Store) -> None:
 
 def _coming(recipe: Recipe, store: Store) -> list[int]:
     """Return the places in the train split that rounds without a decision ask."""
-    size = store.rows("SELECT count(*) AS n FROM prompt WHERE split = 'train'")[0]["n"]
+    size = store.rows("SELECT count(*) AS n FROM prompt WHERE split = 'train' AND round = 0")[0][
+        "n"
+    ]
     decided = {row["round"] for row in store.rows("SELECT round FROM decision")}
     count = min(recipe.prompts.per_round or size, size)
     return sorted(

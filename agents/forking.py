@@ -235,7 +235,7 @@ def _write(parent: Path, folder: Path, recipe: Recipe, reused: Reused) -> None:
         store.commit(begin, round=0, step="begin", chunk=0)
         store.refresh_views()
         for row in store.rows("SELECT DISTINCT folder FROM revision"):
-            adopt(Revision.read(parent / row["folder"]), folder / "revisions")
+            adopt(Revision.read(parent / row["folder"]), (folder / row["folder"]).parent)
     finally:
         store.close()
     shutil.rmtree(source)
@@ -246,7 +246,8 @@ def _opening_rows(source: Path, parent: Path, recipe: Recipe, reused: Reused) ->
     [run] = read_rows(source, "SELECT name, key, student FROM run")
     prompts = read_rows(
         source,
-        "SELECT * REPLACE (id::VARCHAR AS id) FROM prompt WHERE NOT list_contains(tags, ?)",
+        "SELECT * REPLACE (id::VARCHAR AS id, completion_id::VARCHAR AS completion_id, parent_id::VARCHAR AS parent_id) "
+        "FROM prompt WHERE round = 0 AND NOT list_contains(tags, ?)",
         [IMPORTED],
     )
     texts = read_rows(

@@ -21,6 +21,7 @@ from ..store.query import read_rows
 from ..store.store import Row, now
 from . import registry
 from .judge import EXEMPT, Judge, Standing, needs_group, roles_of, standing_of
+from .judges.trained import Trained, trained_in
 from .operator import Operator
 from .operators.feedback import Critique, Judging
 from .operators.improve import Evaluate, Train
@@ -54,6 +55,11 @@ class Seat:
         """The judge whose exam counts: one that ranks with another one is as good as that."""
         found: Judge = getattr(self.judge, "examined_as", self.judge)
         return found
+
+    @property
+    def trained(self) -> bool:
+        """Whether a step of the round makes and examines it, or all in it that would need an exam."""
+        return any(trained_in(self.judge)) and _needs_no_record(self.judge)
 
     @property
     def where(self) -> str:
@@ -109,6 +115,7 @@ def check_judges(recipe: Recipe, folder: Path) -> list[Problem]:
     problems: list[Problem] = []
     if recipe.unproven_judge != "allow":
         problems += _unproven(found, _begun_with(folder))
+        problems += _unexamined(recipe)
     if recipe.self_judge != "allow":
         problems += _own_judges(recipe, found)
     if recipe.same_judge != "allow":
@@ -118,11 +125,28 @@ def check_judges(recipe: Recipe, folder: Path) -> list[Problem]:
 
 def _unproven(found: list[Seat], begun: frozenset[str]) -> Iterator[Problem]:
     for seat in found:
+        if seat.trained:
+            continue  # no record can know it: its step examines it, see `pair_exam.py`
         if seat.standing in EXEMPT or {seat.judge.revision, seat.examined.revision} & begun:
             continue
         told, proven = _told(seat)
         if not proven:
             yield Problem(seat.where, told, _way_in(seat))
+
+
+def _needs_no_record(judge: Judge) -> bool:
+    """Say whether nothing in a judge needs an exam that is on record: programs, people, and what the round makes."""
+    if inner := getattr(judge, "inner", ()):
+        return all(map(_needs_no_record, inner))
+    return isinstance(judge, Trained) or standing_of(judge) in EXEMPT
+
+
+def _unexamined(recipe: Recipe) -> Iterator[Problem]:
+    for step in (step for stage in recipe.stages for step in stage.steps):
+        if isinstance(step, Train) and step.held_back == 0:
+            what = "no pair is held back, so nothing proves the judge that it makes"
+            hint = "leave it out, or write `unproven_judge: allow` to use it all the same"
+            yield Problem(f"{step.step}.held_back", what, hint)
 
 
 def _told(seat: Seat) -> tuple[str, bool]:
@@ -162,7 +186,8 @@ def _begun_with(folder: Path) -> frozenset[str]:
 def _own_judges(recipe: Recipe, found: list[Seat]) -> Iterator[Problem]:
     students = {name for name, role in recipe.roles.items() if role.policy == STUDENT}
     for number in range(len(recipe.stages)):
-        mine = [seat for seat in found if seat.labels and seat.stage == number]
+        # One that the round makes says what its pairs say, and is no second opinion beside who labelled them.
+        mine = [s for s in found if s.labels and s.stage == number and not s.trained]
         if mine and all(_is_student(seat.judge, students) for seat in mine):
             yield Problem(
                 mine[0].where,
@@ -172,9 +197,13 @@ def _own_judges(recipe: Recipe, found: list[Seat]) -> Iterator[Problem]:
 
 
 def _is_student(judge: Judge, students: set[str]) -> bool:
-    """Say whether nobody but the student speaks in a judge; a baseline beside it is no second opinion."""
+    """Say whether nobody but the student speaks in a judge.
+
+    A baseline beside it is no second opinion, and neither is a judge that the round makes.
+    """
     if inner := getattr(judge, "inner", ()):
-        mine = [one for one in inner if standing_of(one) != "baseline"]
+        others = (one for one in inner if not isinstance(one, Trained))
+        mine = [one for one in others if standing_of(one) != "baseline"]
         return bool(mine) and all(_is_student(one, students) for one in mine)
     spoken = roles_of(judge)
     return bool(spoken) and set(spoken) <= students
@@ -203,10 +232,13 @@ def _same_judges(found: list[Seat]) -> Iterator[Problem]:
 
 
 def admission_rows(recipe: Recipe) -> Rows:
-    """Return the `admission` rows of every judge that is neither program nor person, as the run begins."""
+    """Return the `admission` rows of every judge that is neither program nor person, as the run begins.
+
+    One that a round makes has its row in that round, once it is there.
+    """
     rows: dict[str, Row] = {}
     for seat in seats(recipe):
-        if seat.standing not in EXEMPT:
+        if seat.standing not in EXEMPT and not seat.trained:
             rows.setdefault(seat.judge.revision, _row(recipe, seat))
     return {"admission": list(rows.values())}
 

@@ -25,6 +25,8 @@ SELECT run.student AS initial, run.recipe->>'student' AS student,
                 run.student) AS previous
 FROM run
 """
+_SPEAKING = "SELECT id FROM revision WHERE NOT starts_with(folder, 'judges/') ORDER BY round"
+"""Revisions of the student; a judge that a round has made cannot speak."""
 _SHOWN = 6
 
 
@@ -85,7 +87,7 @@ def find_revision(run: Path, called: str) -> Named:
 
 
 def _by_prefix(run: Path, called: str) -> str:
-    known = [str(row["id"]) for row in read_rows(run, "SELECT id FROM revision ORDER BY round")]
+    known = [str(row["id"]) for row in read_rows(run, _SPEAKING)]
     asked = called.strip().lower()
     found = [identifier for identifier in known if identifier.startswith(asked)]
     if len(asked) >= LEAST and len(found) == 1:

@@ -13,8 +13,10 @@ from typing import Any
 from ..hashing import file_sha256
 from .template import shipped
 
-_SETTINGS = ("rubric", "template", "votes", "pairs")
+_SETTINGS = ("rubric", "template", "votes", "pairs", "topics", "documents")
 """Settings of operators and judges that name a file, or several."""
+_LISTED = ("topics",)
+"""Those of them that are no files where they are a list."""
 
 
 def located(data: Any, base: Path) -> Any:
@@ -61,7 +63,7 @@ def _changed(data: Any, base: Path, change: Callable[[Path], str], key: str = ""
         # In a stage's `set:` the setting is the end of a path: `critique.rubric`.
         return {k: _changed(v, base, change, str(k).rpartition(".")[2]) for k, v in data.items()}
     if isinstance(data, list | tuple):
-        return [_changed(item, base, change, key) for item in data]
+        return [_changed(item, base, change, "" if key in _LISTED else key) for item in data]
     if key not in _SETTINGS or not isinstance(data, str) or data in shipped():
         return data
     path = (base / Path(data).expanduser()).resolve()

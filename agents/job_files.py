@@ -10,12 +10,25 @@ from ..policies.revision import Revision
 from ..trainers.job import Held, Job
 from ..trainers.rows import rows_table, write_rows
 from ..trainers.trainer import Trainer
+from .judge_rows import JUDGES
 from .operator import Turn
 
 
-def job_folder(turn: Turn) -> Path:
-    """Return the folder of a round's training job."""
-    return turn.run.folder / "jobs" / str(turn.round)
+def job_folder(turn: Turn, trainer: Trainer) -> Path:
+    """Return the folder of a round's training job; of judges there may be several in a round."""
+    run = turn.run.folder
+    if trainer.makes == "judge":
+        return run / JUDGES / "jobs" / _name(turn, trainer)
+    return run / "jobs" / str(turn.round)
+
+
+def made_in(trainer: Trainer) -> str:
+    """Return the folder of a run that what a trainer makes lies in."""
+    return JUDGES if trainer.makes == "judge" else "revisions"
+
+
+def _name(turn: Turn, trainer: Trainer) -> str:
+    return f"round-{turn.round}" + (f"-{turn.step}" if trainer.makes == "judge" else "")
 
 
 def revision_named(turn: Turn, name: str) -> Revision:
@@ -62,17 +75,17 @@ def write_job(
         held: what the job holds beside what it trains, by name.
     """
     name, trainer = called
-    folder = job_folder(turn)
+    folder = job_folder(turn, trainer)
     rows = folder / "rows.parquet"
     digest = write_rows(rows, rows_table(trainer.rows, dataset))
     Job(
-        id=f"round-{turn.round}",
+        id=_name(turn, trainer),
         trainer={name: trainer.params()},
         start_folder=start.folder,
         start_revision=start.id,
         reference_revision=reference,
         held={n: Held(folder=r.folder, revision=r.id) for n, r in (held or {}).items()},
-        revisions_root=turn.run.folder / "revisions",
+        revisions_root=turn.run.folder / made_in(trainer),
         seed=turn.run.seed % 2**32,
         threads=turn.run.threads,
         processes=turn.run.processes,

@@ -39,6 +39,7 @@ BUILTINS = {
     "likelihood": "redistill.agents.judges.model:Likelihood",
     "agreement": "redistill.agents.judges.agreement:Agreement",
     "reward_model": "redistill.agents.judges.reward:RewardModel",
+    "trained": "redistill.agents.judges.trained:Trained",
     "both_orders": "redistill.agents.judges.combine:BothOrders",
     "repeat": "redistill.agents.judges.combine:Repeat",
     "win_rate": "redistill.agents.judges.win_rate:WinRate",
@@ -47,6 +48,10 @@ BUILTINS = {
     "calibrated": "redistill.agents.judges.fitted:Calibrated",
     "cached": "redistill.agents.judges.cached:Cached",
 }
+
+NOT_FOR_ROLES = BUILTINS.keys() - {"trained"}
+"""Names of judges that no role may have, because each means the judge. `trained` alone means none, it needs a step; and
+it is what `judge train` calls the role of a judge that it makes."""
 
 JudgeSpec = Annotated[
     str | dict[str, Any], BeforeValidator(lambda judge: plugins.spec_of(judge, BUILTINS))

@@ -8,11 +8,8 @@ verdicts. The run is left as it is, but for one event that says what was trained
 from __future__ import annotations
 
 import asyncio
-import json
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +20,16 @@ from ..hashing import content_hash, row_id
 from ..policies.model_folder import folder_problems
 from ..policies.revision import Revision
 from ..store.query import read_rows, snapshot
-from ..store.store import Row, Store, now
+from ..store.store import Store
 from ..trainers.rows import RowsKind, dataset_hash, rows_table, write_rows
 from ..trainers.trainer import Job, Result, Trainer
 from ..trainers.worker import Worker
-from ..types import Message
 from .judge import BUILTINS
 from .judge_lessons import ROLE, Wanted, lessons_of
+from .judge_rows import JUDGES, PAIRS, conversations, trained_event
 from .opening import only_one
 from .operator import Progress
 from .plugins import spec_of
-
-_PAIRS = """
-    SELECT p.id::VARCHAR AS id, p.weight, p.margin, p.probability, m.text AS messages,
-           c.text AS chosen, r.text AS rejected
-    FROM pair p
-    JOIN prompt q ON q.id = p.prompt_id JOIN content m ON m.hash = q.messages_hash AND m.round = q.round
-    JOIN completion cc ON cc.id = p.chosen_id JOIN content c ON c.hash = cc.text_hash AND c.round = cc.round
-    JOIN completion rr ON rr.id = p.rejected_id JOIN content r ON r.hash = rr.text_hash AND r.round = rr.round
-    WHERE p.split = 'train' AND (len(?) = 0 OR list_contains(?, p.step))
-      AND coalesce(m.forgotten_at, c.forgotten_at, r.forgotten_at) IS NULL
-    ORDER BY p.round, p.id
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +103,14 @@ def train_judge(run: Path, trainer: Trainer, wanted: Wanted, progress: Progress)
     material = drawn(run, start, wanted)
     table = rows_table(material.kind, material.rows)
     name = content_hash([trainer.name, trainer.params(), dataset_hash(table)])[:16]
-    folder = run / "judges" / "jobs" / name
+    folder = run / JUDGES / "jobs" / name
     digest = write_rows(folder / "rows.parquet", table)
     Job(
         id=name,
         trainer={trainer.name: trainer.params()},
         start_folder=start.folder,
         start_revision=start.id,
-        revisions_root=run / "judges",
+        revisions_root=run / JUDGES,
         seed=int(told["seed"]) % 2**32,
         rows=folder / "rows.parquet",
         dataset_hash=digest,
@@ -135,7 +120,7 @@ def train_judge(run: Path, trainer: Trainer, wanted: Wanted, progress: Progress)
         if result.revision is None:
             raise EnvironmentProblem(f"no judge was trained: {result.message}")
         _record(run, trainer, result, {"dataset_hash": digest, **material.detail})
-    return TrainedJudge(run / "judges" / result.revision, material, result)
+    return TrainedJudge(run / JUDGES / result.revision, material, result)
 
 
 def _check(trainer: Trainer, wanted: Wanted) -> None:
@@ -155,11 +140,11 @@ def _check(trainer: Trainer, wanted: Wanted) -> None:
 
 def _pairs(run: Path, start: Revision, wanted: Wanted) -> Material:
     steps = list(wanted.steps)
-    found = read_rows(run, _PAIRS, [steps, steps])
+    found = read_rows(run, PAIRS, [steps, 0])
     if not found:
         named = f" of {' or '.join(steps)}" if steps else ""
         raise BadInput.at(str(run), f"has no pairs{named}", "a `pair` step makes them")
-    return Material("pairs", _rows(start.folder, found))
+    return Material("pairs", conversations(start.folder, found))
 
 
 def _verdicts(run: Path, start: Revision, wanted: Wanted) -> Material:
@@ -173,39 +158,6 @@ def _verdicts(run: Path, start: Revision, wanted: Wanted) -> Material:
         "left_out": dict(found.left_out),
     }
     return Material("completions", found.rows, detail)
-
-
-def _rows(start: Path, found: Sequence[Row]) -> list[dict[str, Any]]:
-    """Render both conversations of each pair, cut where they part."""
-    import transformers
-
-    from ..policies.chat import ChatCodec
-
-    tokenizer = transformers.AutoTokenizer.from_pretrained(start, local_files_only=True)
-    codec = ChatCodec(tokenizer)
-    rows = []
-    for row in found:
-        asked = [Message(m["role"], m["content"]) for m in json.loads(row["messages"])]
-        chosen, rejected = (
-            list(codec.conversation((*asked, Message("assistant", row[side])), answered=True))
-            for side in ("chosen", "rejected")
-        )
-        alike = sum(
-            1 for _ in takewhile(lambda p: p[0] == p[1], zip(chosen, rejected, strict=False))
-        )
-        alike = min(alike, len(chosen) - 1, len(rejected) - 1)
-        rows.append(
-            {
-                **{key: row[key] for key in ("id", "weight", "margin", "probability")},
-                "prompt_ids": chosen[:alike],
-                "chosen_ids": chosen[alike:],
-                "rejected_ids": rejected[alike:],
-                "ref_chosen_logp": None,
-                "ref_rejected_logp": None,
-                "gold_ids": None,
-            }
-        )
-    return rows
 
 
 async def _work(job: Path, run: Path, progress: Progress) -> Result:
@@ -223,23 +175,13 @@ async def _work(job: Path, run: Path, progress: Progress) -> Result:
 
 def _record(run: Path, trainer: Trainer, result: Result, of: dict[str, Any]) -> None:
     """Write the event that says which judge was made of what."""
-    detail = {
-        "judge": f"judges/{result.revision}",
-        "trainer": trainer.name,
-        "settings": trainer.params(),
-        "rows": result.rows,
-        "steps": result.steps,
-        **of,
-    }
     subject = str(result.revision)
-    row: Row = {
+    place = {
         "id": row_id("event", kind="judge_trained", subject=subject),
         "round": 0,
         "step": "judge",
-        "kind": "judge_trained",
-        "detail": json.dumps(detail),
-        "created_at": now(),
     }
+    row = trained_event(place, trainer, result.model_dump(), of)
     store = Store(run)
     try:
         store.commit({"event": [row]}, round=0, step=f"judge:{subject}", chunk=0)

@@ -14,6 +14,7 @@ from ..types import Message, Prompt
 from .operators.elicit import Rewrite, Sample
 from .operators.improve import Train
 from .recipe import Recipe
+from .roles import REFERENCES
 
 _MOST_LOSSY = 0.01
 """Share of the prompts that may lose characters."""
@@ -103,6 +104,8 @@ def _encodes_answers(recipe: Recipe) -> bool:
             return True
         if isinstance(step, Rewrite) and step.given == "edit":
             return True
-        if isinstance(step, Sample | Rewrite) and is_remote(recipe.roles[step.role].policy):
-            return True
+        if isinstance(step, Sample | Rewrite):
+            policy = recipe.roles[step.role].policy
+            if policy == REFERENCES or is_remote(policy):
+                return True
     return False

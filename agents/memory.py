@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import psutil
@@ -25,13 +25,16 @@ from ..types import Prompt
 from .engines import stays_up
 from .judge import Judge, roles_of
 from .judges.reward import RewardModel
+from .judges.trained import trained_in
 from .operator import Operator
 from .operators.elicit import Rewrite, Sample
 from .operators.feedback import Compare, Judging
 from .operators.improve import Evaluate, Train
+from .operators.propose import Propose
 from .recipe import Recipe
 from .roles import STUDENT
-from .workload import RUBRIC, longest_asked, longest_reply
+from .trained_judges import judges_asked
+from .workload import RUBRIC, longest_asked, longest_proposal, longest_reply, request_tokens
 
 _DRAWN = 20
 """Bytes of an entry of the vocabulary while a token is drawn: logits, probabilities, and their sum in float64."""
@@ -215,8 +218,9 @@ def _tenants(
         name = "sampler" if policy == STUDENT else f"role {' and '.join(roles[policy])}"
         batch = batches.get(policy, Batch(1, 1))
         yield Tenant(name, spec, *_speaking(recipe, shapes[spec], batch, on_card=on_card))
-    for judge in reward_models(recipe):
-        yield _reward_tenant(recipe, judge, prompts, shapes[judge.model])
+    steps = [step for stage in recipe.stages for step in stage.steps]
+    for name, model, shape in _judges(recipe, steps, shapes):
+        yield _reward_tenant(recipe, (name, model), prompts, shape)
 
 
 def _speaking(
@@ -256,8 +260,9 @@ def _batches(recipe: Recipe, prompts: Sequence[Prompt]) -> dict[str, Batch]:
     found: dict[str, Batch] = {}
     for stage in recipe.stages:
         said = 1
+        every = [*prompts, *_proposals(stage.steps)]
         for step in stage.steps:
-            for role, batch in _asked(step, recipe, prompts, said):
+            for role, batch in _asked(step, recipe, every, said):
                 policy = recipe.roles[role].policy if role in recipe.roles else STUDENT
                 found[policy] = max(found.get(policy, batch), batch, key=_size)
             if step.makes == "completions":
@@ -275,7 +280,13 @@ def _asked(
     count = (
         min(len(those), recipe.prompts.per_round or len(those)) if split == "train" else len(those)
     )
-    if isinstance(step, Sample):
+    if isinstance(step, Propose):
+        # The longest prompts may all be shown in one call, each of them once.
+        most = sorted(map(longest_asked, those), reverse=True)[: step.show]
+        each = sum(most) // step.show if step.given == "demos" else longest
+        told = request_tokens(step, each, said)
+        yield step.role, Batch(recipe.chunk, told + step.max_tokens)
+    elif isinstance(step, Sample):
         yield step.role, Batch(count * step.k, longest + step.max_tokens)
     elif isinstance(step, Rewrite) and step.roles():
         # The earlier answer and what is to be better stand before the new one.
@@ -290,19 +301,18 @@ def _asked(
             yield role, Batch(recipe.chunk, longest + shown + RUBRIC + longest_reply(judge))
 
 
+def _proposals(steps: Sequence[Operator]) -> list[Prompt]:
+    return [longest_proposal(step) for step in steps if isinstance(step, Propose)]
+
+
 def _size(batch: Batch) -> int:
     return batch.rows * batch.tokens
 
 
 def reward_models(recipe: Recipe) -> list[RewardModel]:
     """Return the judges of a recipe that hold a model of their own, each model once."""
-    found: dict[str, RewardModel] = {}
-    for stage in recipe.stages:
-        for step in stage.steps:
-            rewards = step.reward_judges() if isinstance(step, Train) else ()
-            judges = [step.load_judge()] if isinstance(step, Judging) else [j for j, _ in rewards]
-            for judge in judges:
-                found |= {inner.model: inner for inner in _reward_models(judge)}
+    judges = (judge for stage in recipe.stages for s in stage.steps for judge in judges_asked(s))
+    found = {inner.model: inner for judge in judges for inner in _reward_models(judge)}
     return list(found.values())
 
 
@@ -314,9 +324,22 @@ def _reward_models(judge: Judge) -> Iterator[RewardModel]:
         yield from _reward_models(inner)
 
 
+def _judges(
+    recipe: Recipe, steps: Iterable[Operator], shapes: Mapping[str, Shape]
+) -> list[tuple[str, str, Shape]]:
+    """Return name, model and size of each reward model that steps ask; one that a round makes is held in float32."""
+    made = replace(shapes[recipe.student], precision="float32")
+    found: dict[str, tuple[str, str, Shape]] = {}
+    for judge in (judge for step in steps for judge in judges_asked(step)):
+        found |= {m.model: (m.name, m.model, shapes[m.model]) for m in _reward_models(judge)}
+        found |= {f"step {t.step}": (t.name, recipe.student, made) for t in trained_in(judge)}
+    return list(found.values())
+
+
 def _reward_tenant(
-    recipe: Recipe, judge: RewardModel, prompts: Sequence[Prompt], shape: Shape
+    recipe: Recipe, judge: tuple[str, str], prompts: Sequence[Prompt], shape: Shape
 ) -> Tenant:
+    name, model = judge
     longest = max(map(longest_asked, prompts), default=0) + recipe.evaluate.max_tokens
     tokens = min(_READ_TOKENS, ROWS_TOGETHER * longest)
     parts = {
@@ -324,7 +347,7 @@ def _reward_tenant(
         "activations": tokens * (4 * shape.width + 2 * shape.inner) * 4,
     }
     batch = Batch(max(1, tokens // max(1, longest)), longest)
-    return Tenant(f"judge {judge.name}", judge.model, batch, parts if shape.parameters else {})
+    return Tenant(f"judge {name}", model, batch, parts if shape.parameters else {})
 
 
 def _told(tenant: Tenant, free: str) -> str:
@@ -350,9 +373,9 @@ def largest_job(
         free: bytes that a job may take.
     """
     shape = shapes[recipe.student]
-    asked = max((longest_asked(prompt) for prompt in prompts), default=0)
     found = []
     for stage in recipe.stages:
+        asked = max(map(longest_asked, [*prompts, *_proposals(stage.steps)]), default=0)
         # A program's edit is about as long as what it edits.
         speaking = (s for s in stage.steps if isinstance(s, Sample | Rewrite) and s.roles())
         said = max((s.max_tokens for s in speaking), default=256)
@@ -372,16 +395,16 @@ def largest_job(
 
 
 def _held(recipe: Recipe, step: Train, shapes: Mapping[str, Shape]) -> int:
-    """Return the bytes of the models that a job holds beside what it trains: reference, self, teachers."""
+    """Return the bytes of the models beside what a job trains: its reference, self and teachers, and reward models."""
     trainer, own = step.load_trainer(), shapes[recipe.student].held
     if isinstance(trainer, SelfDistill):
         return own * int(not trainer.live and not trainer.negative)
     taught = {role for role in step.teachers().values() if role in recipe.roles}
     teachers = () if getattr(trainer, "stored", False) else taught
-    specs = (recipe.roles[role].policy for role in sorted(teachers))
-    return own * int(trainer.anchored) + sum(
-        own if spec == STUDENT else shapes[spec].held if spec in shapes else 0 for spec in specs
-    )
+    held = {name: shape.held for name, shape in shapes.items()} | {STUDENT: own}
+    beside = [held.get(recipe.roles[role].policy, 0) for role in teachers]
+    beside += [shape.held for *_, shape in _judges(recipe, [step], shapes)]
+    return own * int(trainer.anchored) + sum(beside)
 
 
 def _part(held: int) -> dict[str, int]:

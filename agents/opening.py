@@ -39,10 +39,12 @@ from .memory import MemoryPlan, longest_rows, memory_plan
 from .operator import Progress, RunContext
 from .operators.improve import Train
 from .prompts import load_prompts, ships
+from .quoted_answer import check_quoted
 from .recipe import LEAVE, Recipe, load_recipe
-from .roles import STUDENT, Staging
+from .roles import REFERENCES, STUDENT, Staging
 from .server_needs import check_servers
 from .servers import Servers
+from .trained_judges import made_anew
 
 RECIPE = "recipe.yaml"
 
@@ -86,6 +88,8 @@ def prepared(recipe: Recipe, place: Place) -> Plan:
     recipe = recipe.model_copy(update={"precision": precision})
     if problem := unfit_for_engine(recipe.execution.sampler, precision):
         raise BadInput(problem)
+    if unquoted := check_quoted(recipe, prompts):
+        raise BadInput(*unquoted)
     stagings = {name: Staging(name, role, recipe.base) for name, role in recipe.roles.items()}
     if unfit := check_judges(recipe, folder):
         raise BadInput(*unfit)
@@ -135,7 +139,8 @@ def only_one(folder: Path) -> Iterator[None]:
 
 
 def _check_models(recipe: Recipe, cache: Path) -> None:
-    for spec in {recipe.student, *(r.policy for r in recipe.roles.values() if r.policy != STUDENT)}:
+    bound = {role.policy for role in recipe.roles.values()} - {STUDENT, REFERENCES}
+    for spec in {recipe.student, *bound}:
         if not catalog.is_plugin(spec) and not is_remote(spec):
             catalog.check(spec, cache)
     if recipe.execution.sampler == "vllm":
@@ -212,7 +217,8 @@ def anchored(recipe: Recipe) -> Recipe:
 
     def anchor(spec: str) -> str:
         folder = recipe.base / spec
-        is_folder = not catalog.is_plugin(spec) and spec != STUDENT and folder.is_dir()
+        named = spec in (STUDENT, REFERENCES) or catalog.is_plugin(spec)
+        is_folder = not named and folder.is_dir()
         return str(folder.resolve()) if is_folder else spec
 
     roles = {
@@ -254,7 +260,7 @@ def open_cast(plan: Plan, placement: Placement | None = None) -> Cast:
     policies: dict[str, Policy] = {STUDENT: student}
     others: dict[str, Revision] = {}
     for name, role in plan.recipe.roles.items():
-        if is_remote(role.policy):
+        if role.policy == REFERENCES or is_remote(role.policy):
             continue
         if role.policy not in policies:
             others[role.policy], policies[role.policy] = _open_policy(plan, role.policy, place)
@@ -346,6 +352,7 @@ def run_context(
         budget_usd=recipe.loop.stop.budget_usd,
         anchors=recipe.execution.anchors,
         steps=lambda round_: recipe.stage_of(round_)[1].steps,
+        unproven=recipe.unproven_judge == "allow",
     )
 
 
@@ -398,6 +405,7 @@ def _same_as_begun(recipe: Recipe, store: Store, cast: Cast) -> None:
         raise BadInput.at("prompts", "a data file is not what it was when this run began", way_out)
     steps = [step for stage in recipe.stages for step in stage.steps]
     revisions = {revision for step in steps for revision in step.judges().values()}
+    made = made_anew(steps)
     # Judgements of steps that were applied or imported are no part of the recipe, and never train.
     own = """
         SELECT DISTINCT j.judge, j.judge_revision FROM judgement j WHERE NOT EXISTS (
@@ -405,7 +413,7 @@ def _same_as_begun(recipe: Recipe, store: Store, cast: Cast) -> None:
         )
     """
     for row in store.rows(own):
-        if row["judge_revision"] not in revisions:
+        if row["judge"] not in made and row["judge_revision"] not in revisions:
             raise BadInput.at(
                 "judge", f"{row['judge']} is not what it was when this run began", way_out
             )

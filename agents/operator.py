@@ -25,10 +25,21 @@ from .cast import Cast
 
 T = TypeVar("T")
 Makes = Literal[
-    "completions", "judgements", "critiques", "rows", "revision", "evaluation", "decision"
+    "prompts",
+    "completions",
+    "judgements",
+    "critiques",
+    "rows",
+    "judge",
+    "revision",
+    "evaluation",
+    "decision",
 ]
 
+ROUND = "round"
+"""What stands in `of` for the round's own prompts; no step can be named so."""
 BUILTINS = {
+    "propose": "redistill.agents.operators.propose:Propose",
     "sample": "redistill.agents.operators.elicit:Sample",
     "rewrite": "redistill.agents.operators.elicit:Rewrite",
     "score": "redistill.agents.operators.feedback:Score",
@@ -75,6 +86,8 @@ class RunContext:
     """Dollars that calls may cost."""
     anchors: int = 0
     """Frozen pairs about which a judge that is a model is asked again each round."""
+    unproven: bool = False
+    """Whether a judge that the round has made is used although its exam does not prove it."""
     steps: Callable[[int], Sequence[Operator]] = lambda _: ()
     """The recipe's steps of a round; none where a single step is applied."""
     _prompts: dict[str, list[Prompt]] = field(default_factory=dict)
@@ -137,11 +150,11 @@ class Turn:
             rows, round=self.round, step=self.step, chunk=self.cursor, seconds=seconds
         )
 
-    def advance(self, total: int, **found: str) -> Advance:
+    def advance(self, total: int, decision: str = "") -> Advance:
         """Say that this chunk is finished; `total` is the number of chunks of the step."""
         self.run.progress.phase(self.round, self.step, self.cursor + 1, total)
         following = self.cursor + 1 if self.cursor + 1 < total else None
-        return Advance(following, **found)
+        return Advance(following, decision=decision)
 
     def chunks(self, planned: Sequence[object]) -> int:
         """Return how many chunks a plan has; an empty one has one, which commits nothing."""
@@ -156,6 +169,8 @@ class Advance:
     """The next chunk; None when the step is finished."""
     challenger: str = ""
     decision: str = ""
+    ends: bool = False
+    """Whether nothing of the round can follow: it is rejected."""
 
 
 class Operator(BaseModel):
@@ -167,6 +182,10 @@ class Operator(BaseModel):
     makes: ClassVar[Makes]
     needs: ClassVar[tuple[Makes, ...]] = ()
     """What `of` may name; the nearest earlier step that makes it is the default."""
+    keeps: ClassVar[bool] = False
+    """Whether a step that reads completions may name this one too, and then reads the answers that it kept."""
+    asks_prompts: ClassVar[bool] = False
+    """Whether `of` names prompts to ask, of which those of the round are some."""
 
     as_: str = Field("", alias="as")
     """Name of the step; the operator's name where it is left out."""
@@ -176,14 +195,22 @@ class Operator(BaseModel):
         """The step's name in rows, graph and `of`."""
         return self.as_ or self.name
 
-    def sources(self) -> tuple[str, ...]:
-        """Return the steps whose rows this one reads."""
+    def named(self) -> tuple[str, ...]:
+        """Return what `of` names: steps, and `round` where the round's own prompts may be named."""
         of: Any = getattr(self, "of", None)
         return (of,) if isinstance(of, str) else tuple(of or ())
+
+    def sources(self) -> tuple[str, ...]:
+        """Return the steps whose rows this one reads."""
+        return tuple(name for name in self.named() if name != ROUND)
 
     def required(self) -> tuple[Makes, ...]:
         """Return what must be made before this step, which `of` names."""
         return self.needs
+
+    def made(self) -> Makes:
+        """Return what the step makes as it is set: a train step makes the next student, or a judge."""
+        return self.makes
 
     def roles(self) -> tuple[str, ...]:
         """Return the names of the roles that speak in this step."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -93,12 +93,19 @@ def plan(
         phases=phases,
         hours=(low, high),
         memory=memory_plan(recipe, prompts, shapes),
-        disk_needed=shape.held * (recipe.rounds + 2),
+        disk_needed=shape.held * (recipe.rounds + 2) + _judges(recipe, shape),
         disk_there=psutil.disk_usage(str(existing(where))).free,
         heldout=len(by_split["heldout"]),
         smallest_gain=smallest_gain(len(by_split["heldout"])),
         bill=_bill(recipe, [(p, repeats.get(p.stage, 1)) for p in phases]),
     )
+
+
+def _judges(recipe: Recipe, shape: Shape) -> int:
+    """Return the bytes of the judges that the rounds make, all weights in float32."""
+    rounds = (recipe.stage_of(n)[1].steps for n in range(1, recipe.rounds + 1))
+    made = sum(step.made() == "judge" for steps in rounds for step in steps)
+    return made * replace(shape, precision="float32").held
 
 
 def _speed(recipe: Recipe) -> tuple[float, float]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from ..errors import BadInput
 from ..policies.revision import Revision
-from ..store.facts import find_completions
+from ..store.facts import find_completions, find_prompts
+from ..store.proposals import proposed
 from ..store.store import Row
 from ..trainers.distill import SELF, Distill, SelfDistill
 from ..trainers.sampling import Sampler
@@ -75,10 +76,11 @@ def _refuse_itself(
 
 
 def _lessons(turn: Turn, trainer: Sampler, sources: Sources) -> list[Lesson]:
-    """Return the round's prompts, or the answers that a select step has kept, each with its teacher."""
-    prompts = turn.run.round_prompts(turn.round)
-    kept = _kept(turn, sources.step, {prompt.id: prompt for prompt in prompts})
-    lessons = kept if sources.step else [Lesson(prompt) for prompt in prompts]
+    """Return the round's prompts, what was proposed, or the answers that a select step has kept, with their teachers."""
+    lessons = [Lesson(prompt) for prompt in turn.run.round_prompts(turn.round)]
+    if sources.step:  # a step is one of the two, and the other has no row of it
+        new = proposed(turn.run.store, turn.round, sources.step)
+        lessons = _kept(turn, sources.step) + [Lesson(prompt) for prompt in new]
     if isinstance(trainer, SelfDistill):
         views = views_of(turn, sources.given, [(one.prompt, one.answer) for one in lessons])
         shown = [
@@ -101,7 +103,7 @@ def _lessons(turn: Turn, trainer: Sampler, sources: Sources) -> list[Lesson]:
     return found
 
 
-def _kept(turn: Turn, step: str, prompts: dict[str, Prompt]) -> list[Lesson]:
+def _kept(turn: Turn, step: str) -> list[Lesson]:
     rows = turn.run.store.rows(
         """
         SELECT prompt_id::VARCHAR AS prompt, completion_id::VARCHAR AS answer FROM selection
@@ -109,7 +111,8 @@ def _kept(turn: Turn, step: str, prompts: dict[str, Prompt]) -> list[Lesson]:
         """,
         [turn.round, step],
     )
-    said = find_completions(turn.run.store, turn.round, [row["answer"] for row in rows])
+    said = find_completions(turn.run.store, [row["answer"] for row in rows])
+    prompts = find_prompts(turn.run.store, [row["prompt"] for row in rows])
     return [Lesson(prompts[row["prompt"]], said[row["answer"]]) for row in rows]
 
 

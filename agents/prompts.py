@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -47,6 +47,8 @@ class PromptSource(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    FILES: ClassVar = ("file", "train", "heldout", "test")
+    """Keys that name a file."""
 
     file: str | None = None
     """One JSONL file for all splits; `redistill:NAME.jsonl` is one that ships."""
@@ -62,7 +64,7 @@ class PromptSource(BaseModel):
 
     def named(self) -> dict[str, str]:
         """Return the files that are named, by their keys."""
-        every = {"file": self.file, "train": self.train, "heldout": self.heldout, "test": self.test}
+        every = {key: getattr(self, key) for key in self.FILES}
         return {key: path for key, path in every.items() if path}
 
     def files(self) -> list[tuple[str, Split | None]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -29,20 +30,34 @@ from ..errors import BadInput, Problem
 from ..hashing import canonical, content_hash
 from ..policies import catalog
 from ..policies.address import is_remote
+from ..store.curation import OWN
+from ..store.pairing import BY_STEPS
 from ..store.traces import WAS
 from ..store.views import ANSWERS
 from ..trainers.trainer import Trainer
-from . import inputs, plugins
+from . import extending, inputs, plugins
 from .engines import SamplerName, Vllm, check_engine
-from .judge import BUILTINS as JUDGES
+from .extending import Places
+from .judge import NOT_FOR_ROLES
 from .operator import Operator
 from .operators.curate import Pair, Select, unsettled
+from .operators.elicit import Sample
 from .operators.feedback import Compare, Score
 from .operators.improve import Evaluate, Train
 from .prompts import PromptSource, locate, ships
-from .roles import STUDENT, Role, RoleContext, check_money, check_roles, describe, reached
-from .stages import expand, is_raw, labels_of, override, step_data, written_at
-from .yaml_lines import line_of, parse
+from .roles import (
+    REFERENCES,
+    STUDENT,
+    Role,
+    RoleContext,
+    check_money,
+    check_roles,
+    describe,
+    reached,
+)
+from .stages import answering, expand, is_raw, labels_of, override, step_data, written_at
+from .trained_judges import check_start, check_trained
+from .yaml_lines import line_of
 
 LEAVE = ("unproven_judge", "self_judge", "same_judge", "lossy_prompts")
 """Keys that allow what is refused else."""
@@ -170,7 +185,7 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _sound(self) -> Recipe:
         problems = (
-            check_roles(self.roles, list(JUDGES))
+            check_roles(self.roles, NOT_FOR_ROLES)
             + check_money(self.student, self.roles, self.loop.stop.budget_usd)
             + _check_stages(self)
             + _check_precision(self)
@@ -278,11 +293,11 @@ KEYS = (
     "round",
     "stages",
 )
-"""What a recipe's file may hold."""
+"""What a recipe's file may hold, beside what says of which other recipe it is a variant."""
 
 
 def load_recipe(text: str, name: str, *, base: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe.
+    """Read a recipe, with all that it extends.
 
     Args:
         text: YAML.
@@ -293,11 +308,12 @@ def load_recipe(text: str, name: str, *, base: Path, overrides: Sequence[str] = 
     Raises:
         BadInput: with every problem that was found, each with its line.
     """
-    data, lines = parse(text, name)
+    written = extending.read(text, name, base, ("name", *LEAVE))
+    data, places = written.data, written.places
     found = [p for o in overrides if (p := override(data, o, KEYS))]
     if found:
         raise BadInput(*found)
-    found += _misspelt(data, lines)
+    found += _misspelt(data, places)
     if "round" not in data and "stages" not in data:
         found.append(NO_ROUND)
         data["stages"] = ()
@@ -308,7 +324,7 @@ def load_recipe(text: str, name: str, *, base: Path, overrides: Sequence[str] = 
     except BadInput as error:
         found += [*error.problems, *_others(data), *_role_problems(data)]
     if found:
-        raise BadInput(*dict.fromkeys(_placed(p, name, data, lines) for p in found))
+        raise BadInput(*dict.fromkeys(_placed(p, name, data, places) for p in found))
     return recipe
 
 
@@ -324,17 +340,17 @@ def _others(data: dict[str, Any]) -> list[Problem]:
     return []
 
 
-def _misspelt(data: dict[str, Any], lines: dict[tuple[str | int, ...], int]) -> list[Problem]:
+def _misspelt(data: dict[str, Any], places: Places) -> list[Problem]:
     """Report unknown keys, and read each as the key that it is nearest to, if that one is missing."""
     problems = []
     for key in [key for key in data if key not in KEYS]:
-        hint = plugins.did_you_mean(str(key), KEYS, "keys are")
+        hint = plugins.did_you_mean(str(key), (*KEYS, *extending.KEYS), "keys are")
         problems.append(Problem(str(key), "unknown key", hint))
         value = data.pop(key)
         near = difflib.get_close_matches(str(key), KEYS, n=1)
         if near and near[0] not in data:
             data[near[0]] = value
-            lines |= {(near[0], *path[1:]): n for path, n in lines.items() if path[:1] == (key,)}
+            places |= {(near[0], *path[1:]): n for path, n in places.items() if path[:1] == (key,)}
     return problems
 
 
@@ -344,19 +360,15 @@ def _role_problems(data: Mapping[str, Any]) -> list[Problem]:
         roles = _ROLES.validate_python(data.get("roles", {}))
     except ValidationError:
         return []  # told already
-    return check_roles(roles, list(JUDGES))
+    return check_roles(roles, NOT_FOR_ROLES)
 
 
-def _placed(
-    problem: Problem,
-    name: str,
-    data: Mapping[str, Any],
-    lines: Mapping[tuple[str | int, ...], int],
-) -> Problem:
+def _placed(problem: Problem, name: str, data: Mapping[str, Any], places: Places) -> Problem:
     """Put file and line before a key's path."""
     where = written_at(problem.where, data)
-    line = line_of(where, lines)
-    at = f"{name}:{line}" if line else name
+    # A trainer's settings may be written beside its name.
+    beside = re.sub(r"\.trainer\.\w+\.(\w+)$", r".\1", where)
+    at = line_of(beside, places, exact=True) or line_of(where, places) or name
     return Problem(f"{at} {where}".rstrip(), problem.what, problem.hint)
 
 
@@ -371,7 +383,7 @@ def _check_stages(recipe: Recipe) -> list[Problem]:
     judges = recipe.judges()
     folded = [name.casefold() for name in judges]
     for name in judges:
-        if name.casefold() in ANSWERS:
+        if name.casefold() in {*ANSWERS, *OWN}:
             problems.append(
                 Problem("round", f"judge {name!r} has the name of a column of `answers`")
             )
@@ -390,6 +402,7 @@ def _check_stages(recipe: Recipe) -> list[Problem]:
         )
     for index, stage in enumerate(recipe.stages):
         problems += _check_scores(stage, f"stages[{index}]")
+        problems += check_trained(stage.steps, f"stages[{index}]")
         for step in stage.steps:
             problems += _check_step(
                 recipe, stage, step, f"stages[{index}].{step.step}", list(judges)
@@ -405,12 +418,15 @@ def _check_step(
         if role not in recipe.roles:
             hint = plugins.did_you_mean(role, recipe.roles, "roles are")
             problems.append(Problem(f"{where}.role", f"unknown role {role!r}", hint))
+        elif recipe.roles[role].policy == REFERENCES:
+            problems += _check_quoting(step, role, where)
     if isinstance(step, Select):
         problems += step.check_sql(where, judges)
     if isinstance(step, Pair):
-        problems += _check_pair(stage, step, where)
+        problems += _check_pair(stage, step, where) + _check_gold(recipe, stage, step, where)
     if isinstance(step, Train):
         problems += _check_teachers(recipe, step, where)
+        problems += check_start(step, recipe.student, recipe.precision, recipe.trainers(), where)
         if step.given == "critique" and not any(s.makes == "critiques" for s in stage.steps):
             what = "no step criticises, so there is nothing to show"
             problems.append(Problem(f"{where}.given", what, "put a `critique` step before"))
@@ -427,6 +443,17 @@ def _check_step(
                 Problem(where, f"{step.trainer_name} needs pairs", "put a `pair` step before")
             )
     return problems
+
+
+def _check_quoting(step: Operator, role: str, where: str) -> list[Problem]:
+    """Refuse more of a role that quotes the prompt's own answer than that answer."""
+    if not isinstance(step, Sample):
+        what = f"{role} quotes the prompt's own answer, and can do nothing else"
+        return [Problem(f"{where}.role", what, "give it a model, or `sample` with it")]
+    if step.k > 1:
+        what = f"{role} has one answer to a prompt, its own, and not {step.k}"
+        return [Problem(f"{where}.k", what, "say `k: 1`")]
+    return []
 
 
 def _check_teachers(recipe: Recipe, step: Train, where: str) -> list[Problem]:
@@ -452,7 +479,7 @@ def _check_teachers(recipe: Recipe, step: Train, where: str) -> list[Problem]:
 
 def _check_precision(recipe: Recipe) -> list[Problem]:
     """Find a trainer that cannot train a student that is held as the recipe says."""
-    ways = {trainer.weights for trainer in recipe.trainers()}
+    ways = {trainer.weights for trainer in recipe.trainers() if trainer.makes == "student"}
     quantised = recipe.precision == "nf4" or (recipe.precision == "auto" and "qlora" in ways)
     if quantised and "full" in ways:
         what = "a student in four bits is trained by an adapter, and a step trains all weights"
@@ -488,17 +515,42 @@ def _check_scores(stage: Stage, where: str) -> list[Problem]:
 def _check_pair(stage: Stage, step: Pair, where: str) -> list[Problem]:
     """Find a pair step whose answers no judge has looked at; of rewrites, the originals too."""
     labelling = [other for other in stage.steps if isinstance(other, Score | Compare)]
-    wanted = [set(step.sources())]
+    looked = [(other, answering(other.sources(), stage.steps)) for other in labelling]
+    own = answering(step.sources(), stage.steps)
+    wanted = [own]
     if step.rule == "revised_original":
-        wanted += [{*s.sources()} for s in stage.steps if s.step in step.sources() and s.sources()]
-    given = [labels_of(s for s in labelling if set(s.sources()) & of) for of in wanted]
+        rewrites = [s for s in stage.steps if s.step in own and "completions" in s.needs]
+        wanted += [answering(s.sources(), stage.steps) for s in rewrites]
+    if step.rule in BY_STEPS:
+        wanted = [answering((name,), stage.steps) for name in step.sources()]
+    given = [labels_of(s for s, at in looked if at & of) for of in wanted]
     return unsettled(step, set.intersection(*given), where)
+
+
+def _check_gold(recipe: Recipe, stage: Stage, step: Pair, where: str) -> list[Problem]:
+    """Find a gold answer that is the student's own, and one beside it that is not."""
+    if step.rule != "gold_self":
+        return []
+    problems = []
+    for place, name in enumerate(step.sources()):
+        made = answering((name,), stage.steps)
+        speaking = {role for s in stage.steps if s.step in made for role in s.roles()}
+        own = {r for r in speaking & recipe.roles.keys() if recipe.roles[r].policy == STUDENT}
+        if place == 0 and own:
+            what = f"{name!r} comes first and is the student's own: it would be its own gold"
+            hint = "name the gold step first, or use `rule: contrast`"
+            problems.append(Problem(f"{where}.of", what, hint))
+        if place and speaking - own:
+            what = f"{name!r} is not the student's own, and would be rejected"
+            problems.append(Problem(f"{where}.of", what, "use `rule: contrast`"))
+    return problems
 
 
 def _policy_key(spec: str, base: Path) -> str:
     """Return what stands for a policy in ids: for a folder not its path, which may change."""
     config = base / spec / "config.json"
-    if spec == STUDENT or catalog.is_plugin(spec) or not config.is_file():
+    named = spec in (STUDENT, REFERENCES) or catalog.is_plugin(spec)
+    if named or not config.is_file():
         return spec
     return f"folder {hashlib.sha256(config.read_bytes()).hexdigest()}"
 

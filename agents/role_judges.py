@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..store.views import ANSWERS
-from .judge import BUILTINS, column_name
+from .judge import NOT_FOR_ROLES, column_name
 from .operator import Operator
 
 _INNER = ("judge", "judges")
@@ -37,7 +37,7 @@ def in_changes(changes: Any, roles: Collection[str]) -> Any:
 def in_spec(spec: Any, roles: Collection[str]) -> Any:
     """Return how a judge is named, with every role in it resolved."""
     if isinstance(spec, str):
-        return _chat(spec) if spec in roles and spec not in BUILTINS else spec
+        return _chat(spec) if spec in roles and spec not in NOT_FOR_ROLES else spec
     if not isinstance(spec, Mapping):
         return spec
     # The settings of `replay` name whose votes they are, which is no judge of this recipe.

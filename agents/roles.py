@@ -5,7 +5,7 @@ No operator asks whether the teacher is the student: it names a role, and the ro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,8 @@ from .plugins import did_you_mean
 from .prompts import first_few, read_rows
 
 STUDENT = "student"
+REFERENCES = "references"
+"""A policy without a model: it quotes the answer that the prompt itself comes with."""
 RevisionName = Literal["current", "champion", "previous", "initial"]
 
 
@@ -81,7 +83,8 @@ class Role(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     policy: str = STUDENT
-    """`student`, a model as in the recipe's `student` key, an OpenAI-compatible address such as
+    """`student`, `references` (the answer that comes with the prompt), a model as in the recipe's `student` key, an
+    OpenAI-compatible address such as
     `http://127.0.0.1:8000/v1`, a list of such addresses of one model, or `provider:model` where LangChain is
     installed."""
     revision: RevisionName = "current"
@@ -214,7 +217,7 @@ def _check_match(
         raise BadInput.at(f"{where}.match", f"no example has a tag {shot.match}:...", hint)
 
 
-def check_roles(roles: Mapping[str, Role], judges: Sequence[str]) -> list[Problem]:
+def check_roles(roles: Mapping[str, Role], judges: Collection[str]) -> list[Problem]:
     """Return what is wrong with the names of roles."""
     problems = []
     for name, role in roles.items():
@@ -230,6 +233,9 @@ def check_roles(roles: Mapping[str, Role], judges: Sequence[str]) -> list[Proble
                     f"{where}.revision", f"{role.revision!r} is of the student only", "leave it out"
                 )
             )
+        if role.policy == REFERENCES and role.context != RoleContext():
+            what = "nobody is shown it: the role quotes the prompt's own answer"
+            problems.append(Problem(f"{where}.context", what, "leave it out"))
         problems += _check_remote(role, where)
     return problems
 

@@ -4,6 +4,8 @@
                                   |                    `--> reject
                                   `--- nothing published ----^
 
+A train step that makes a judge stands before the student's, and ends the round where nothing proves that judge.
+
 A node does one chunk and returns its cursor; a conditional edge leads back to it until the step is
 finished. The state is a handful of scalars, because the checkpointer writes it whole at every step; what
 the operators see and make lies in the store. Nodes are idempotent: a chunk that is run again after a
@@ -27,6 +29,8 @@ from .operators.gate import decision_row
 from .operators.improve import Evaluate
 
 PROMOTE, REJECT = "promote", "reject"
+_FINISHED, _ENDED = -1, -2
+"""Cursors of a step that is finished, and of one with which the round ends."""
 
 
 class RoundState(TypedDict):
@@ -37,7 +41,7 @@ class RoundState(TypedDict):
     challenger: str
     decision: str
     cursor: int
-    """The next chunk of the running step; -1 when it is finished."""
+    """The next chunk of the running step; -1 when it is finished, -2 when the round ends with it."""
     committed: int
     """Chunks in the store's ledger when the state was written: a count that the store itself cannot lose."""
 
@@ -93,7 +97,7 @@ def _node(step: str, advance: Callable[[Turn], Awaitable[Advance]]) -> Node:
     async def node(state: RoundState, *, runtime: Runtime[RunContext]) -> dict[str, Any]:
         turn = _turn(state, runtime, step)
         found = await advance(turn)
-        update: dict[str, Any] = {"cursor": -1 if found.cursor is None else found.cursor}
+        update: dict[str, Any] = {"cursor": _cursor(found)}
         update["committed"] = committed(runtime.context.store)
         if found.cursor is None:
             runtime.context.store.publish()
@@ -106,12 +110,18 @@ def _node(step: str, advance: Callable[[Turn], Awaitable[Advance]]) -> Node:
     return node
 
 
+def _cursor(found: Advance) -> int:
+    if found.cursor is not None:
+        return found.cursor
+    return _ENDED if found.ends else _FINISHED
+
+
 def _turn(state: RoundState, runtime: Runtime[RunContext], step: str) -> Turn:
     return Turn(
         run=runtime.context,
         round=state["round"],
         step=step,
-        # A step that begins finds the -1 that the one before it has left.
+        # A step that begins finds what the one before it has left, which is below 0.
         cursor=max(0, state["cursor"]),
         champion=state["champion"],
         challenger=state["challenger"],
@@ -124,14 +134,14 @@ def _connect(graph: Graph, step: Operator, following: Operator | None) -> None:
     def route(state: RoundState) -> str:
         if state["cursor"] >= 0:
             return step.step
-        if step.makes == "revision" and not state["challenger"]:
+        if state["cursor"] == _ENDED or (step.made() == "revision" and not state["challenger"]):
             return REJECT
         if step.makes == "decision":
             return PROMOTE if state["decision"] == "promoted" else REJECT
         return following.step if following else REJECT
 
     ends = [PROMOTE, REJECT] if step.makes == "decision" else []
-    if step.makes == "revision":
+    if step.made() in ("judge", "revision"):
         ends = [REJECT]
     targets = [step.step, *([following.step] if following else []), *ends]
     graph.add_conditional_edges(step.step, route, targets)
@@ -147,7 +157,7 @@ def _end(name: str) -> Node:
         runtime.context.store.publish(force=True)
         return {
             "decision": "promoted" if name == PROMOTE else "rejected",
-            "cursor": -1,
+            "cursor": _FINISHED,
             "committed": committed(runtime.context.store),
         }
 
@@ -167,8 +177,19 @@ def _event(turn: Turn) -> dict[str, Any]:
 
 
 def _why(turn: Turn) -> str:
-    """Say why training has published nothing."""
+    """Say what the round's last training has come to: nothing published, or a judge that nothing proves."""
     rows = turn.run.store.rows(
-        "SELECT status, message FROM training_run WHERE round = ?", [turn.round]
+        """
+        SELECT t.step, t.status, t.message, a.reason FROM training_run t
+        LEFT JOIN admission a ON a.round = t.round AND a.step = t.step
+        WHERE t.round = ? ORDER BY t.created_at DESC LIMIT 1
+        """,
+        [turn.round],
     )
-    return f"training: {rows[0]['status']}: {rows[0]['message']}" if rows else "nothing was trained"
+    if not rows:
+        return "nothing was trained"
+    [row] = rows
+    judges = {step.step for step in turn.run.steps(turn.round) if step.made() == "judge"}
+    who = row["step"] if row["step"] in judges else "training"
+    unproven = row["reason"] if row["status"] == "trained" else None
+    return f"{who}: {unproven or row['status'] + ': ' + row['message']}"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from ..errors import StoreProblem
 from ..hashing import content_hash
 from ..policies.policy import Sampling
 from ..store.store import Row
 from ..store.verdicts import Key, read_verdicts
 from ..types import Judgement, Usage
 from .judge import JudgeTask, Mode
+from .judge_rows import JUDGES
 from .local_speaker import LocalSpeaker
 from .operator import Turn
 from .remote_speaker import Reader, RemoteSpeaker
@@ -54,6 +57,21 @@ class Speakers:
             self._turn.run.store, prompts, judge=judge, mode=mode, weights=weights
         )
         return [_remembered(known, task, roles, weights) for task in tasks]
+
+    def made_judge(self, step: str) -> Path:
+        """Return the folder of the judge that a train step of this round has made.
+
+        Raises:
+            StoreProblem: it has made none.
+        """
+        turn = self._turn
+        rows = turn.run.store.rows(
+            "SELECT revision FROM training_run WHERE round = ? AND step = ? AND revision IS NOT NULL",
+            [turn.round, step],
+        )
+        if not rows:
+            raise StoreProblem(f"round {turn.round}: {step} has made no judge")
+        return turn.run.folder / JUDGES / str(rows[0]["revision"])
 
     def _weights(self, roles: Sequence[str]) -> str | None:
         """Return the weights by which a verdict must have been given: none of this machine, or one."""

@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 
 from ..errors import BadInput, Problem
-from ..store.curation import Labels
+from ..store.pairing import Labels
 from . import plugins, role_judges
 from .operator import BUILTINS as OPERATORS
-from .operator import Operator
-from .operators.curate import Pair, settled
+from .operator import ROUND, Operator
+from .operators.curate import Pair, Select, settled
 from .operators.feedback import Compare, Score
 from .operators.improve import Train
 from .roles import STUDENT
@@ -182,38 +182,38 @@ def override(data: dict[str, Any], setting: str, keys: Iterable[str]) -> Problem
     names = [step_name(step) for step in steps]
     if name in names and rest:
         index = names.index(name)
-        steps[index] = _changed(steps[index], rest, parsed)
+        steps[index] = with_setting(steps[index], rest, parsed)
         return None
     head, *inner = path.split(".")
     if head not in keys:
         known = [*(n for n in names if n), *keys]
         return Problem(where, f"{head!r} is no step and no key", plugins.did_you_mean(head, known))
     try:
-        data[head] = _set_in(data.get(head), inner, parsed)
+        data[head] = set_in(data.get(head), inner, parsed)
     except (LookupError, ValueError):
         return Problem(where, "names no setting", "a list's items are numbered from 0")
     return None
 
 
-def _changed(step: Any, keys: Sequence[str], value: Any) -> dict[str, Any]:
+def with_setting(step: Any, keys: Sequence[str], value: Any) -> dict[str, Any]:
     """Return a step with one setting changed; a bare name becomes a mapping for it."""
     if isinstance(step, Operator):
         step = step_data(step)
     [(operator, settings)] = step.items() if isinstance(step, Mapping) else [(step, {})]
-    return {operator: _set_in(settings or {}, keys, value)}
+    return {operator: set_in(settings or {}, keys, value)}
 
 
-def _set_in(settings: Any, keys: Sequence[str], value: Any) -> Any:
+def set_in(settings: Any, keys: Sequence[str], value: Any) -> Any:
     """Return settings with the value put at a path, making the mappings on the way."""
     if not keys:
         return value
     if isinstance(settings, list):
         index = int(keys[0])
         items = list(settings)
-        items[index] = _set_in(items[index], keys[1:], value)
+        items[index] = set_in(items[index], keys[1:], value)
         return items
     base = dict(settings) if isinstance(settings, Mapping) else {}
-    return base | {keys[0]: _set_in(base.get(keys[0]), keys[1:], value)}
+    return base | {keys[0]: set_in(base.get(keys[0]), keys[1:], value)}
 
 
 def _with_settings(
@@ -230,7 +230,7 @@ def _with_settings(
             problems.append(Problem(f"{where}.{path}", "names no setting of a step", hint))
             continue
         index = names.index(name)
-        changed[index] = _changed(changed[index], rest.split("."), value)
+        changed[index] = with_setting(changed[index], rest.split("."), value)
     return changed, problems
 
 
@@ -277,18 +277,28 @@ def _resolve_of(
     if not needs:
         return None, step
     makers = [s.step for s in earlier if s.makes in needs]
+    keepers = [s for s in earlier if s.keeps and "completions" in needs]
     wanted = " or ".join(needs)
-    given = step.sources()
+    given = step.named()
     if given:
-        strange = [name for name in given if name not in makers]
+        known = [*makers, *(s.step for s in keepers), *([ROUND] if step.asks_prompts else [])]
+        strange = [name for name in given if name not in known]
         if strange:
-            hint = plugins.did_you_mean(strange[0], makers, f"earlier steps with {wanted}:")
+            hint = plugins.did_you_mean(strange[0], known, f"earlier steps with {wanted}:")
             return Problem(f"{where}.of", f"{strange[0]!r} makes no {wanted}", hint), step
+        old = [s.step for s in keepers if s.step in given and isinstance(s, Select) and s.replay]
+        if old:
+            what = f"{old[0]!r} keeps answers of earlier rounds, which can only train"
+            return Problem(f"{where}.of", what, f"say `replay:` in {step.step}, not there"), step
         if len(given) > 1 and isinstance(step, Train):
             return Problem(
                 f"{where}.of", f"names {len(given)} steps", "train reads exactly one"
             ), step
         return None, step.model_copy(update={"of": given})
+    # What an earlier step has read of a select step was kept for that step, and not to be the default of this one.
+    read = {name for s in earlier if s.makes != "revision" for name in s.sources()}
+    unread = [s.step for s in earlier if s.makes in needs and not (s.keeps and s.step in read)]
+    makers = unread or makers
     if not makers:
         return Problem(where, f"no earlier step makes {wanted}"), step
     if len(makers) > 1:
@@ -307,6 +317,15 @@ def _required(step: Operator) -> tuple[str, ...]:
 def _resolve_by(step: Operator, earlier: Sequence[Operator]) -> Operator:
     """Fill in `pair.by` where one judge alone has scored or compared, and which of the two it did."""
     return settled(step, labels_of(earlier)) if isinstance(step, Pair) else step
+
+
+def answering(names: Iterable[str], steps: Sequence[Operator]) -> set[str]:
+    """Return the steps that gave the answers of these: what a step has kept is of those that it reads."""
+    found: set[str] = set()
+    for name in names:
+        keeper = next((s for s in steps if s.step == name and s.keeps), None)
+        found |= answering(keeper.sources(), steps) if keeper else {name}
+    return found
 
 
 def labels_of(steps: Iterable[Operator]) -> set[tuple[str, Labels]]:
@@ -329,12 +348,28 @@ def _check_round(steps: Sequence[Operator], where: str) -> list[Problem]:
             problems.append(
                 Problem(where, f"{step.step!r} cannot name a step", "choose another word")
             )
-    made: list[str] = [step.makes for step in steps]
+    made: list[str] = [step.made() for step in steps]
     for makes, word in (("revision", "train"), ("evaluation", "evaluate"), ("decision", "gate")):
         if made.count(makes) != 1:
-            problems.append(
-                Problem(where, f"has {made.count(makes)} {word} steps", "give exactly one")
-            )
+            beside = " that make a student" if makes == "revision" and "judge" in made else ""
+            what = f"has {made.count(makes)} {word} steps{beside}"
+            problems.append(Problem(where, what, "give exactly one"))
     if not problems and made[-3:] != ["revision", "evaluation", "decision"]:
         problems.append(Problem(where, "must end with train, evaluate, gate in this order"))
-    return list(dict.fromkeys(problems))
+    return list(dict.fromkeys([*problems, *_check_prompts(steps, where)]))
+
+
+def _check_prompts(steps: Sequence[Operator], where: str) -> list[Problem]:
+    """Find prompts that are proposed for nobody, and steps that would ask the prompts of pairs."""
+    read = {name for step in steps for name in step.sources()}
+    pairing = {step.step for step in steps if isinstance(step, Pair)}
+    problems = []
+    for index, step in enumerate(steps):
+        at = f"{where}[{index}].{step.name}"
+        if step.makes == "prompts" and step.step not in read:
+            hint = f"say `sample: {{of: {step.step}}}`, or `of: [round, {step.step}]`"
+            problems.append(Problem(at, "no step answers the prompts that it proposes", hint))
+        if step.asks_prompts and (pairs := pairing.intersection(step.sources())):
+            what = f"{min(pairs)!r} keeps pairs, and no prompts"
+            problems.append(Problem(f"{at}.of", what, "name a `propose` or a `select` step"))
+    return problems

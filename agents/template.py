@@ -52,7 +52,7 @@ def template(name: str, slots: Sequence[str], where: str) -> Template:
         text = (resources.files("redistill.agents") / "templates" / f"{name}.txt").read_text(
             "utf-8"
         )
-        return Template(text, [])
+        return Template(text, _slotless(name, text, slots, where))
     path = Path(name)
     if not path.is_file():
         hint = did_you_mean(name, shipped(), "give a file, or one that ships:")
@@ -61,14 +61,18 @@ def template(name: str, slots: Sequence[str], where: str) -> Template:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         return Template("", [Problem(where, f"{name} cannot be read: {error}")])
-    problems = [
+    problems = _slotless(name, text, slots, where)
+    if len(text) > _LARGEST or not text.strip():
+        problems.append(Problem(where, f"{name} has {len(text)} characters, no template has"))
+    return Template(text, problems)
+
+
+def _slotless(name: str, text: str, slots: Sequence[str], where: str) -> list[Problem]:
+    return [
         Problem(where, f"{name} has no slot {{{slot}}}")
         for slot in slots
         if f"{{{slot}}}" not in text
     ]
-    if len(text) > _LARGEST or not text.strip():
-        problems.append(Problem(where, f"{name} has {len(text)} characters, no template has"))
-    return Template(text, problems)
 
 
 def fill(text: str, **values: str) -> str:

@@ -13,10 +13,11 @@ from ..errors import EnvironmentProblem
 from ..hashing import row_id
 from ..policies.precision import precision_held
 from ..policies.revision import Revision
+from ..store.facts import find_prompts
 from ..store.store import Row, now
 from ..trainers.callback import listening
 from ..trainers.trainer import Emit, Job, Result, Trainer
-from .job_files import job_folder
+from .job_files import job_folder, made_in
 from .operator import Turn
 from .rollouts import Reward, Rollouts
 
@@ -39,8 +40,7 @@ async def run_job(
     run = turn.run
     if not turn.done:
         began = time.monotonic()
-        folder = job_folder(turn)
-        job = Job.read(folder, run.folder)
+        job = Job.read(job_folder(turn, trainer), run.folder)
         rows = pq.read_metadata(job.rows).num_rows
         refused = _untrained(turn, trainer, rows, most_cut)
         result = refused or await _train(turn, trainer, rewards)
@@ -72,7 +72,7 @@ def _untrained(turn: Turn, trainer: Trainer, rows: int, most_cut: float) -> Resu
 
 async def _train(turn: Turn, trainer: Trainer, rewards: Sequence[Reward]) -> Result:
     """Hand the card over to the job, and measure what that takes."""
-    handover = await turn.run.cast.make_room(turn.round, turn.step)
+    handover = await turn.run.cast.make_room(turn.run.store, turn.round, turn.step)
     ordered, begun = time.monotonic(), list[float]()
 
     def tell(event: dict[str, Any]) -> None:
@@ -89,12 +89,13 @@ async def _train(turn: Turn, trainer: Trainer, rewards: Sequence[Reward]) -> Res
 
 
 async def _in_worker(turn: Turn, trainer: Trainer, rewards: Sequence[Reward], tell: Emit) -> Result:
-    work = turn.run.worker.run
+    work, folder = turn.run.worker.run, job_folder(turn, trainer)
     if not trainer.samples:
-        return await work(job_folder(turn), turn.run.folder, tell)
-    prompts = {prompt.id: prompt for prompt in turn.run.round_prompts(turn.round)}
+        return await work(folder, turn.run.folder, tell)
+    rows = pq.read_table(Job.read(folder, turn.run.folder).rows, columns=["id"])
+    prompts = find_prompts(turn.run.store, rows.column("id").to_pylist())
     async with listening(Rollouts(turn, rewards, prompts).answer) as desk:
-        return await desk.beside(work(job_folder(turn), turn.run.folder, tell, desk.address))
+        return await desk.beside(work(folder, turn.run.folder, tell, desk.address))
 
 
 def _too_cut(turn: Turn, most: float) -> Result | None:
@@ -102,7 +103,9 @@ def _too_cut(turn: Turn, most: float) -> Result | None:
     [found] = turn.run.store.rows(
         """
         SELECT count(*) AS n, count(*) FILTER (WHERE finish_reason = 'length') AS cut
-        FROM completion WHERE round = ? AND split = 'train' AND training_run_id IS NULL
+        FROM completion c WHERE c.round = ? AND c.split = 'train' AND c.training_run_id IS NULL
+          -- What a role proposed is no answer, and a cut one was refused already.
+          AND NOT EXISTS (SELECT 1 FROM proposal x WHERE x.round = c.round AND x.completion_id = c.id)
         """,
         [turn.round],
     )
@@ -150,7 +153,8 @@ def _rows(
     ]
     revisions: list[Row] = []
     if result.revision:
-        made = Revision.read(turn.run.folder / "revisions" / result.revision)
+        folder = f"{made_in(trainer)}/{result.revision}"
+        made = Revision.read(turn.run.folder / folder)
         held = precision_held(made)
         revisions.append(
             {
@@ -158,7 +162,7 @@ def _rows(
                 "id": result.revision,
                 "round": turn.round,
                 "parent": job.start_revision,
-                "folder": f"revisions/{result.revision}",
+                "folder": folder,
                 "training_run_id": identifier,
                 "created_at": now(),
             }

@@ -11,20 +11,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..policies.address import is_remote
+from ..store.pairing import BY_STEPS
 from ..trainers.sampling import Sampler
-from ..types import Prompt
+from ..types import Message, Prompt
 from .attacks import attacks
 from .judge import Judge, roles_of, standing_of
-from .operator import Operator
+from .operator import ROUND, Operator
+from .operators.curate import Pair, Select
 from .operators.elicit import Rewrite, Sample
 from .operators.feedback import Compare, Critique, Judging
 from .operators.improve import Evaluate, Train
+from .operators.propose import Propose
+from .proposing import read_documents
 from .recipe import Recipe
-from .roles import STUDENT
+from .right_answer import right_answer
+from .roles import REFERENCES, STUDENT
 
 _CHARACTERS_A_TOKEN = 3.5
 _TEMPLATE = 25
 """Tokens that a chat template puts around a conversation."""
+_REQUEST = 100
+"""Tokens of a request for a prompt besides what is shown."""
 RUBRIC = 300
 """Tokens that a judge reads besides the question and the answers."""
 _TRAINING_PASSES = 3
@@ -57,6 +64,15 @@ class Work:
     """Completions."""
 
 
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Prompts that a step may ask."""
+
+    count: int
+    tokens: int
+    """Of all of them."""
+
+
 class Workload:
     """Estimates the steps of one stage, in their order.
 
@@ -69,6 +85,9 @@ class Workload:
     def __init__(self, recipe: Recipe, train: Sequence[Prompt], heldout: Sequence[Prompt]) -> None:
         self._recipe, self._train, self._heldout = recipe, train, heldout
         self._made: dict[str, int] = {}
+        self._pools = {ROUND: Pool(len(train), asked(train))}
+        self._roots: dict[str, frozenset[str]] = {}
+        self._pairs: dict[str, int] = {}
         self._longest = 1
         self._asked: set[str] = set()
 
@@ -78,11 +97,27 @@ class Workload:
         if work.made:
             self._made[step.step] = work.made
             self._longest = max(self._longest, int(getattr(step, "max_tokens", 1)))
+        self._roots[step.step] = self._roots_of(step)
+        if isinstance(step, Propose):
+            self._pools[step.step] = Pool(work.calls, work.calls * (step.max_tokens + _TEMPLATE))
+            self._roots[step.step] = frozenset([step.step])
         return work
+
+    def _roots_of(self, step: Operator) -> frozenset[str]:
+        """Return where the prompts of a step's rows come from: the round, and steps that propose some."""
+        named = [self._roots.get(name, frozenset([ROUND])) for name in step.named()]
+        return frozenset[str]().union(*named) or frozenset([ROUND])
+
+    def _pool(self, step: Operator) -> Pool:
+        """Return the prompts of what a step reads, at most."""
+        pools = [self._pools[root] for root in self._roots_of(step)]
+        return Pool(sum(p.count for p in pools), sum(p.tokens for p in pools))
 
     def _work(self, step: Operator) -> Work:
         if isinstance(step, Sample):
             return self._sample(step)
+        if isinstance(step, Propose):
+            return self._propose(step)
         if isinstance(step, Rewrite):
             return self._rewrite(step)
         if isinstance(step, Train):
@@ -91,11 +126,56 @@ class Workload:
             return measured(self._recipe, self._heldout)
         if isinstance(step, Judging):
             return self._judged(step)
+        if isinstance(step, Pair):
+            self._pairs[step.step] = self._paired(step)
+            return Work(f"at most {self._pairs[step.step]} pairs")
+        if isinstance(step, Select):
+            return Work(f"at most {self._kept(step)} answers kept", made=self._kept(step))
         return Work("rows of the store")
 
+    def _paired(self, step: Pair) -> int:
+        """Return how many pairs a step makes at most, were no two answers to a prompt the same."""
+        prompts = max(1, len(self._train))
+        each = [math.ceil(self._made.get(name, 0) / prompts) for name in step.sources()]
+        every = math.comb(sum(each), 2)
+        by_rule = {
+            "correct_incorrect": every,
+            "revised_original": sum(each),
+            # What is left are the pairs across steps.
+            **dict.fromkeys(BY_STEPS, every - sum(math.comb(n, 2) for n in each)),
+        }
+        most = by_rule.get(step.rule, 1)
+        found = prompts * min(most, step.per_prompt or most) * (1 + step.replay)
+        return min(found, step.limit or found)
+
+    def _kept(self, step: Select) -> int:
+        """Return how many answers a select step keeps at most."""
+        answers = self._answers(step)
+        each = len(self._train) * step.per_prompt if step.per_prompt else answers
+        found = min(answers, each) * (1 + step.replay)
+        return min(found, step.limit or found)
+
+    def _propose(self, step: Propose) -> Work:
+        calls = step.calls(self._parents(step))
+        told = calls * request_tokens(step, self._mean_asked(), self._longest)
+        tokens, remote = placed(
+            self._recipe, step.role, Speech(calls, told, calls * step.max_tokens)
+        )
+        return Work(f"at most {calls} prompts", calls, tokens, remote)
+
+    def _parents(self, step: Propose) -> int:
+        """Return the prompts or failed answers that are varied, at most."""
+        if step.given == "failures":
+            return max([len(self._train), *self._made.values()])
+        return self._pool(step).count
+
     def _sample(self, step: Sample) -> Work:
-        calls = len(self._train) * step.k
-        speech = Speech(calls, asked(self._train) * step.k, calls * step.max_tokens)
+        if self._recipe.roles[step.role].policy == REFERENCES:
+            quoted = sum(1 for prompt in self._train if right_answer(prompt))
+            return Work(f"{quoted} prompts' own answers, of no model", made=quoted)
+        prompts = self._pool(step)
+        calls = prompts.count * step.k
+        speech = Speech(calls, prompts.tokens * step.k, calls * step.max_tokens)
         tokens, remote = placed(self._recipe, step.role, speech)
         return Work(f"{calls} completions", calls, tokens, remote, calls)
 
@@ -129,17 +209,21 @@ class Workload:
         return 2 * (anchors + len(attacks()))
 
     def _comparisons(self, step: Compare) -> int:
-        each = self._answers(step) // max(1, len(self._train))
+        prompts = self._pool(step).count
+        each = self._answers(step) // max(1, prompts)
         sets = math.comb(each, min(step.size, each)) if each > 1 else 0
         sets = min(sets, step.per_prompt or sets)
-        return len(self._train) * sets * (2 if step.both_orders else 1)
+        return prompts * sets * (2 if step.both_orders else 1)
 
     def _train_work(self, step: Train) -> Work:
         trainer = step.load_trainer()
         if isinstance(trainer, Sampler):
             return self._sampled_work(step, trainer)
         pairs = trainer.rows == "pairs"
-        most = len(self._train) if pairs else max(len(self._train), *self._made.values(), 1)
+        prompts = self._pool(step).count
+        most = max(prompts, *self._made.values(), 1)
+        if pairs:
+            most = self._pairs.get(next(iter(step.sources()), ""), prompts)
         steps = trainer.plan(most)
         each = self._mean_asked() + self._recipe.evaluate.max_tokens
         seen = steps * trainer.batch_size * (2 if pairs else 1)
@@ -147,7 +231,7 @@ class Workload:
         return Work(rows, 0, seen * each * _TRAINING_PASSES)
 
     def _sampled_work(self, step: Train, trainer: Sampler) -> Work:
-        steps = trainer.plan(len(self._train))
+        steps = trainer.plan(self._pool(step).count)
         calls = steps * trainer.batch_size
         each = self._mean_asked() + trainer.max_tokens
         tokens, remote = calls * each * (1 + _TRAINING_PASSES), dict[str, Speech]()
@@ -167,6 +251,27 @@ class Workload:
 
     def _mean_asked(self) -> int:
         return asked(self._train) // max(1, len(self._train))
+
+
+def request_tokens(step: Propose, each: int, said: int) -> int:
+    """Return about how many tokens a propose step asks its role with in one call.
+
+    Args:
+        step: what it is given.
+        each: tokens of a prompt.
+        said: tokens of the longest answer before it.
+    """
+    if step.given == "documents":
+        texts = [document.text for document in read_documents(step.documents, "documents")]
+        return _REQUEST + int(max(map(len, texts)) / _CHARACTERS_A_TOKEN)
+    shown = {"demos": step.show * each, "prompts": each, "failures": each + said}
+    return _REQUEST + shown.get(step.given, 0)
+
+
+def longest_proposal(step: Propose) -> Prompt:
+    """Return a prompt that is as long as any that a propose step may make."""
+    text = "x" * int(step.max_tokens * _CHARACTERS_A_TOKEN)
+    return Prompt(step.step, (Message("user", text),), "train")
 
 
 def asked(prompts: Sequence[Prompt]) -> int:

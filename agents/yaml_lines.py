@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -11,6 +11,7 @@ from ..errors import BadInput, Problem
 from ..store.text import storable
 
 Path = tuple[str | int, ...]
+T = TypeVar("T")
 _DEPTH = 40
 
 
@@ -95,17 +96,23 @@ def _walk(
         )
 
 
-def line_of(where: str, lines: Mapping[Path, int]) -> int | None:
-    """Return the line of a dotted path such as `round[2].score.judge`, or of its nearest parent."""
+def line_of(where: str, lines: Mapping[Path, T], *, exact: bool = False) -> T | None:
+    """Return the line, or what else stands for it, of a dotted path such as `round[2].score.judge`.
+
+    Args:
+        where: the path.
+        lines: of each key and item.
+        exact: else the nearest parent's will do.
+    """
     parts = where.replace("]", "").replace("[", ".#").split(".")
     path = [
         int(part[1:]) if part[1:].isdigit() and part[0] == "#" else part for part in parts if part
     ]
     # A key of its own may hold dots, as `score.judge` under a stage's `set` does.
-    for end in range(len(path), 0, -1):
+    for end in range(len(path), len(path) - 1 if exact else 0, -1):
         for start in range(end - 1, -1, -1):
             key = ".".join(str(part) for part in path[start:end])
-            exact = (*path[:end],) if start == end - 1 else (*path[:start], key)
-            if exact in lines:
-                return lines[exact]
+            found = (*path[:end],) if start == end - 1 else (*path[:start], key)
+            if found in lines:
+                return lines[found]
     return None

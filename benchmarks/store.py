@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from redistill.hashing import content_hash
-from redistill.store.curation import PairQuery, pairs, pairs_sql
+from redistill.store.pairing import PairQuery, pairs, pairs_sql
 from redistill.store.store import FILE, Row, Store
 from redistill.store.table import Table
 from redistill.store.tables import BY_NAME

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import BadInput
 from .shared import (
     RUNS,
     Json,
@@ -80,15 +81,39 @@ def list_(
     ],
     runs: Runs = RUNS,
     as_json: Json = False,
+    covered: Annotated[
+        bool,
+        typer.Option(
+            "--coverage", help="Of recipes: the survey's taxonomy, and who covers each leaf."
+        ),
+    ] = False,
 ) -> None:
     """List what there is: operators, judges, trainers, recipes, models, views, runs."""
     from ..report.listing import listing, show_listing
 
+    if covered:
+        _coverage(what, as_json=as_json)
+        return
     found = listing(what, runs)
     if as_json:
         print_json(found)
     else:
         show_listing(terminal(), found)
+
+
+def _coverage(what: str, *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from ..report.coverage import coverage
+    from ..report.taxonomy_picture import as_text
+
+    if what != "recipes":
+        raise BadInput.at("--coverage", f"is of recipes, and not of {what}", "leave it out")
+    found = coverage()
+    if as_json:
+        print_json([asdict(standing) for standing in found])
+    else:
+        typer.echo(as_text(found))
 
 
 def show(
@@ -101,18 +126,21 @@ def show(
     ] = False,
 ) -> None:
     """Print a recipe; `redistill run` on that text gives the same run."""
+    from ..agents.extending import shipped
     from ..report.starting import recipe_text
 
     text = recipe_text(recipe, student)
-    base = Path(recipe).parent if Path(recipe).is_file() else Path()
-    typer.echo(load_text(text, recipe, base, []).to_yaml() if resolved else text, nl=resolved)
+    home, called = Path(), f"{recipe}.yaml"
+    if recipe not in shipped():
+        home, called = Path(recipe).parent, recipe
+    typer.echo(load_text(text, called, home, []).to_yaml() if resolved else text, nl=resolved)
 
 
 def graph(
     recipe: Annotated[str, typer.Argument(help="A recipe, or a run.")],
     runs: Runs = RUNS,
 ) -> None:
-    """Print the graph of a round as Mermaid."""
+    """Print the graph of the rounds as Mermaid: one, or one for each stage that has other steps."""
     from ..report.drawing import mermaid
 
     home = runs / recipe / "recipe.yaml"

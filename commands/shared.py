@@ -38,10 +38,10 @@ def read_recipe(spec: str, overrides: list[str] | None) -> Recipe:
     """Load a recipe from a file, standard input, or the package."""
     if spec == "-":
         return _load_bytes(sys.stdin.buffer.read(), "standard input", Path(), overrides)
-    from ..report.starting import recipe_text, shipped
+    from ..agents.extending import shipped, shipped_text
 
     if spec in shipped():
-        return load_text(recipe_text(spec, None), f"{spec}.yaml", Path(), overrides)
+        return load_text(shipped_text(spec), f"{spec}.yaml", Path(), overrides)
     file = Path(spec)
     if not file.is_file():
         known = ", ".join(shipped())

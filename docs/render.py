@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -17,7 +18,10 @@ import typer
 
 import redistill
 from redistill.cli import app
+from redistill.report.coverage import coverage, entries
 from redistill.report.listing import listing
+from redistill.report.recipe_page import index, page
+from redistill.report.taxonomy_picture import as_svg
 from redistill.store.format import find_format
 from redistill.store.tables import render_page
 
@@ -40,6 +44,22 @@ def pages() -> dict[Path, str]:
                 ("trainers", "Trainers"),
                 ("views", "Views: what to ask in SQL"),
             )
+        },
+        **_recipes(),
+    }
+
+
+def _recipes() -> dict[Path, str]:
+    """Return the pages of the recipes that ship, with the page and the picture that lead to them."""
+    measured = ROOT / "benchmarks/results/recipes.json"
+    figures = json.loads(measured.read_text("utf-8")) if measured.exists() else {}
+    found, standings = entries(), coverage()
+    return {
+        ROOT / "docs/taxonomy.svg": as_svg(standings),
+        ROOT / "docs/recipes/index.md": index(found, standings, figures),
+        **{
+            ROOT / f"docs/recipes/{entry.name}.md": page(entry, figures.get(entry.name))
+            for entry in found
         },
     }
 
@@ -127,14 +147,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
+    fresh = pages()
     stale = [
-        path
-        for path, text in pages().items()
-        if not path.exists() or path.read_text("utf-8") != text
+        path for path, text in fresh.items() if not path.exists() or path.read_text("utf-8") != text
     ]
     for path in stale:
         if not check:
-            path.write_text(pages()[path], "utf-8")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(fresh[path], "utf-8")
         print(("stale: " if check else "wrote ") + str(path.relative_to(ROOT)))
     sys.exit(1 if check and stale else 0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +88,12 @@ class RewardModel:
         return logits
 
 
-@lru_cache(maxsize=1)
+@cache
 def held(folder: Path, digest: str) -> RewardModel:  # noqa: ARG001 - other files are another model
-    """Return the reward model of a folder whose files have this digest; the last one stays loaded."""
+    """Return the reward model of a folder whose files have this digest; it stays loaded until all are released.
+
+    Rollouts that two of them reward would else load both anew at each optimiser step.
+    """
     return RewardModel(folder)
 
 

@@ -328,10 +328,10 @@ def _svg(figure: Any, name: str, title: str) -> str:
     )
     for variable, (stand_in, light, _) in _COLOURS.items():
         text = text.replace(stand_in, f"var(--{variable}, {light})")
-    return _with_style(text, name, title)
+    return with_style(text, name, title)
 
 
-def _with_style(text: str, name: str, title: str) -> str:
+def with_style(text: str, name: str, title: str) -> str:
     """Give the picture its own colours, light and dark, for where no page gives it any."""
     light = ";".join(f"--{variable}:{shades[1]}" for variable, shades in _COLOURS.items())
     dark = ";".join(f"--{variable}:{shades[2]}" for variable, shades in _COLOURS.items())

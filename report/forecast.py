@@ -11,6 +11,7 @@ from ..agents.fitting import settled, shapes, student_shape
 from ..agents.gating import check_judges
 from ..agents.operators.elicit import Sample
 from ..agents.operators.improve import Train
+from ..agents.operators.propose import Propose
 from ..agents.planning import RunPlan, plan
 from ..agents.prompts import load_prompts
 from ..agents.recipe import Recipe
@@ -120,11 +121,12 @@ def _problems(recipe: Recipe, prompts: Sequence[Prompt], found: RunPlan) -> list
         )
     train = min(_of(prompts, "train"), recipe.prompts.per_round or len(prompts))
     for index, stage in enumerate(recipe.stages, start=1):
+        new = sum(step.calls(train) for step in stage.steps if isinstance(step, Propose))
         sampled = max([step.k for step in stage.steps if isinstance(step, Sample)], default=1)
         for step in stage.steps:
             if isinstance(step, Train):
                 trainer = step.load_trainer()
-                most = train * (1 if trainer.rows in ("pairs", "prompts") else sampled)
+                most = (train + new) * (1 if trainer.rows in ("pairs", "prompts") else sampled)
                 if trainer.plan(most) == 0:
                     problems.append(f"stage {index} trains nothing: {trainer.arithmetic(most)}")
     return problems

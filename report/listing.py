@@ -25,7 +25,7 @@ def listing(what: str, runs: Path) -> list[Row]:
     """Return what there is of a kind, each with `name` and `about`.
 
     Operators, judges, trainers and views have `fields` too: `key type default about`. Views have the
-    `version` of their interface.
+    `version` of their interface, recipes their `elicitation`, `objective` and `paper`.
 
     Args:
         what: operators, judges, trainers, recipes, models, views, formats or runs.
@@ -69,7 +69,7 @@ def show_listing(console: Console, found: list[Row]) -> None:
         return
     table = Table()
     for key in found[0]:
-        table.add_column(key)
+        table.add_column(key, no_wrap=key == "name")
     for row in found:
         table.add_row(
             *(Text(clean("-" if value is None else str(value))) for value in row.values())
@@ -194,12 +194,21 @@ def _default_of(field: FieldInfo) -> str:
 
 
 def _recipes() -> list[Row]:
-    from .starting import recipe_text, shipped
+    from ..agents.extending import shipped, shipped_text
+    from .header import header_of
 
-    rows = []
+    rows: list[Row] = []
     for name in shipped():
-        first = recipe_text(name, None).partition("\n")[0]
-        rows.append({"name": name, "about": first.lstrip("# ")})
+        text = shipped_text(name)
+        header = header_of(text, f"{name}.yaml")
+        about = header.sentence if header else text.partition("\n")[0].lstrip("# ")
+        row: Row = dict.fromkeys(("name", "elicitation", "objective", "arxiv", "about"))
+        row |= {"name": name, "about": about}
+        if header:
+            six = header.six()
+            row |= {key: six[key] for key in ("elicitation", "objective")}
+            row["arxiv"] = ", ".join(paper.arxiv for paper in header.papers) or None
+        rows.append(row)
     return rows
 
 

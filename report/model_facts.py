@@ -48,11 +48,13 @@ GROUP BY j.judge, j.judge_revision ORDER BY j.judge, n DESC
 _LEARNED = """
 SELECT c.role, c.model, count(DISTINCT w.id) AS n FROM training_row w
 JOIN training_run t ON t.id = w.training_run_id AND t.revision IS NOT NULL
+JOIN revision v ON v.id = t.revision AND v.round = t.round AND NOT starts_with(v.folder, 'judges/')
 JOIN completion c ON c.id = w.completion_id
 WHERE list_contains($1, t.round) GROUP BY ALL ORDER BY n DESC, c.role
 """
 _PROMPTS = """
-SELECT split, source, licence, count(*) AS n FROM prompt GROUP BY ALL ORDER BY split, n DESC, source
+SELECT split, source, licence, count(*) AS n FROM prompt WHERE NOT list_contains(tags, 'redistill:proposing')
+GROUP BY ALL ORDER BY split, n DESC, source
 """
 _FEEDBACK = """
 SELECT kind, source, licence, count(*) AS n FROM feedback GROUP BY ALL ORDER BY n DESC, kind, source

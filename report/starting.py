@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ..agents.extending import run_name, shipped, shipped_text
 from ..agents.judge import load as load_judge
 from ..agents.judges.program import Verifier, wanted
 from ..agents.plugins import did_you_mean
@@ -29,14 +28,6 @@ _MOST_PROMPTS = 128
 """Prompts of one round of a new recipe; more rounds with fewer prompts learn more from each."""
 
 
-def shipped() -> list[str]:
-    """Return the names of the recipes that come with the package."""
-    folder = resources.files("redistill") / "recipes"
-    return sorted(
-        file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")
-    )
-
-
 def recipe_text(name: str, student: str | None) -> str:
     """Return a recipe as it is written, comments included.
 
@@ -52,7 +43,7 @@ def recipe_text(name: str, student: str | None) -> str:
             raise BadInput.at("--student", f"is for {QUICKSTART} alone", f"leave it out for {name}")
         name = _quickstart_of(student)
     if name in shipped():
-        return (resources.files("redistill") / "recipes" / f"{name}.yaml").read_text("utf-8")
+        return shipped_text(name)
     file = Path(name)
     if not file.is_file():
         hint = did_you_mean(name, shipped(), "give a file, or one that ships:")
@@ -220,7 +211,7 @@ def _text(
     batch = next(size for size in (8, 4, 2, 1) if size * 4 <= per_round or size == 1)
     spec, column = judge
     text = _TEMPLATE.format(
-        name=json.dumps(re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"),
+        name=json.dumps(run_name(name)),
         student=json.dumps(student, ensure_ascii=False),
         prompts=json.dumps(prompts, ensure_ascii=False),
         judge=json.dumps(spec),

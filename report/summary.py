@@ -49,6 +49,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "snapshot_age_seconds": round(max(0.0, time.time() - snapshot(folder).stat().st_mtime), 1),
         "baseline": baseline[0]["value"] if baseline and baseline[0]["n"] else None,
         "unproven_judges": unproven_judges(folder),
+        "made_judges": made_judges(folder),
         "judge_drift": [
             {"round": e["round"], **json.loads(e["detail"])}
             for e in events
@@ -89,7 +90,17 @@ def unproven_judges(folder: Path) -> list[Row]:
     """Return the judges of a run that have passed no exam: `judge`, `verdict`, `reason`."""
     return read_rows(
         folder,
-        "SELECT judge, verdict, reason FROM admission WHERE verdict <> 'admitted' ORDER BY judge",
+        "SELECT judge, verdict, reason FROM admission "
+        "WHERE verdict <> 'admitted' AND round = 0 ORDER BY judge",
+    )
+
+
+def made_judges(folder: Path) -> list[Row]:
+    """Return the judges that rounds have made, and how each did on the pairs that were held back for it."""
+    return read_rows(
+        folder,
+        "SELECT round, judge, judge_revision AS revision, verdict, reason, n, accuracy, ci_low, ci_high "
+        "FROM admission WHERE round > 0 ORDER BY round, created_at",
     )
 
 
@@ -105,6 +116,10 @@ def judge_notes(found: Row) -> list[str]:
         *(
             f"round {drift['round']}: the judge has drifted: {told_drift(drift)}"
             for drift in found["judge_drift"]
+        ),
+        *(
+            f"round {made['round']}: {made['judge']}, trained in the round, {made['reason']}"
+            for made in found["made_judges"]
         ),
     ]
 
@@ -126,7 +141,9 @@ def _rounds(folder: Path) -> list[Row]:
                t.trainer, t.status, t.message, t.rows, t.dataset_hash, t.steps, t.peak_rss_mb
         FROM round r
         LEFT JOIN decision d ON d.round = r.round
+        -- A round may make judges first; the last job is the student's, or the one that ended the round.
         LEFT JOIN training_run t ON t.round = r.round
+        QUALIFY row_number() OVER (PARTITION BY r.round ORDER BY t.created_at DESC) = 1
         ORDER BY r.round
         """,
     )
@@ -177,17 +194,21 @@ def _seconds(folder: Path) -> dict[int, dict[str, float]]:
 
 
 def _handovers(events: list[Row], seconds: dict[int, dict[str, float]]) -> dict[int, Row]:
-    """Return of each round the hand-over between sampler and trainer: seconds by part, and its share of the round."""
+    """Return of each round the hand-overs between sampler and trainer: seconds by part, and their share of it."""
     found: dict[int, Row] = {}
     for event in events:
         if event["kind"] == "handover":
             told = json.loads(event["detail"])
-            parts = {name: told[name] for name in ("release", "start", "load", "proof")}
+            earlier = found.get(event["round"], {})  # of a judge that the round has made
+            parts, train = (
+                {name: round(told[name] + earlier.get(name, 0.0), 3) for name in names}
+                for names in (("release", "start", "load", "proof"), ("train",))
+            )
             whole = _total(seconds.get(event["round"], {}))
             spent = round(sum(parts.values()), 3)
             found[event["round"]] = {
                 **parts,
-                "train": told["train"],
+                **train,
                 "side_by_side": told["side_by_side"],
                 "seconds": spent,
                 "share": round(min(1.0, spent / whole), 4) if whole else None,

@@ -37,8 +37,8 @@ _MOST_MANIFEST = 64 << 20
 # A job's folder is written before the ledger row of its first chunk, so these are whole; a job that is
 # being written now is written again by whoever goes on.
 _JOBS = """
-SELECT DISTINCT w.round FROM write_batch w JOIN step s ON s.round = w.round AND s.step = w.step
-WHERE s.operator = 'train' AND w.chunk = 0 ORDER BY w.round
+SELECT DISTINCT w.round, w.step FROM write_batch w JOIN step s ON s.round = w.round AND s.step = w.step
+WHERE s.operator = 'train' AND w.chunk = 0 ORDER BY w.round, w.step
 """
 
 
@@ -121,7 +121,9 @@ def _graph_copy(file: Path) -> sqlite3.Connection:
 def _files(folder: Path) -> Iterator[str]:
     """Yield the files that a run needs beside its store, relative to its folder."""
     wanted = [folder / "recipe.yaml", folder / BACKUPS]
-    jobs = [f"jobs/{row['round']}" for row in read_rows(folder, _JOBS)]
+    begun = read_rows(folder, _JOBS)
+    jobs = [f"jobs/{round_}" for round_ in sorted({row["round"] for row in begun})]
+    jobs += [f"judges/jobs/round-{row['round']}-{row['step']}" for row in begun]
     rows = read_rows(folder, "SELECT DISTINCT folder FROM revision ORDER BY folder")
     for part in ("inputs", "exports", *jobs, *(str(row["folder"]) for row in rows)):
         _refuse_strange_path(part, "the store")

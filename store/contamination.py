@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import BadInput
 from ..types import Message
 from .duplicates import SHARE, Contamination, Guarded
+from .facts import PROPOSING
 from .query import read_rows
 
 GUARDED = """
@@ -24,8 +25,8 @@ SELECT p.id::VARCHAR AS id, p.source, m.text AS messages,
 FROM prompt p JOIN content m ON m.hash = p.messages_hash AND m.round = p.round
 LEFT JOIN completion c ON c.prompt_id = p.id AND c.role = 'imported'
 LEFT JOIN content a ON a.hash = c.text_hash AND a.round = c.round
-WHERE p.split = 'train' AND m.forgotten_at IS NULL
-GROUP BY p.id, p.source, m.text, p.position ORDER BY p.position
+WHERE p.split = 'train' AND m.forgotten_at IS NULL AND NOT list_contains(p.tags, ?)
+GROUP BY p.id, p.source, m.text, p.round, p.position ORDER BY p.round, p.position
 """
 
 
@@ -43,7 +44,7 @@ def contamination(folder: Path, share: float = SHARE) -> dict[str, Any]:
         raise BadInput.at("--share", f"{share:g}", "above 0, at most 1")
     texts = list(guarded_texts(read_rows(folder, GUARDED)))
     index = Contamination(texts, share)
-    train = read_rows(folder, _TRAIN)
+    train = read_rows(folder, _TRAIN, [PROPOSING])
     found = [
         {
             "prompt_id": row["id"],

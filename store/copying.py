@@ -14,7 +14,7 @@ import duckdb
 
 from .facts import IMPORTED
 from .table import Table, quote
-from .tables import TABLES
+from .tables import BY_NAME, TABLES
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Reused:
 
 
 _NEVER = ("run", "schema_migration")
-"""Tables whose rows a run writes itself; of its prompts it writes those that were not imported."""
+"""Tables whose rows a run writes itself; of its prompts it writes those that were neither imported nor proposed."""
 
 _LINKED = {
     "completion_tokens": ("completion_id", "completion.id"),
@@ -75,9 +75,10 @@ def copy_rows(connection: duckdb.DuckDBPyConnection, source: Path, reused: Reuse
 
 def _statements() -> Iterator[str]:
     """Yield the INSERTs: rows that have a step, then rows that belong to those, then all their texts."""
-    own = [table for table in TABLES if table.name not in (*_NEVER, "content", *_LINKED)]
+    late = ("prompt", "content")
+    own = [table for table in TABLES if table.name not in (*_NEVER, *late, *_LINKED)]
     linked = [table for table in TABLES if table.name in _LINKED]
-    for table in (*own, *linked):
+    for table in (*own, *linked, BY_NAME["prompt"]):
         yield _insert(table.name, _wanted(table))
     yield _insert(
         "content",
@@ -95,7 +96,10 @@ def _wanted(table: Table) -> str:
         parent, key = target.split(".")
         return f"o.{column} IN (SELECT p.{key} FROM {parent} p WHERE p.{key} IS NOT NULL)"  # noqa: S608
     if table.name == "prompt":
-        return f"list_contains(o.tags, {quote(IMPORTED)})"
+        # What was proposed knows no step: it follows what the role was asked, and what became a prompt.
+        asked = "SELECT prompt_id FROM completion UNION ALL SELECT prompt_id FROM proposal"
+        followed = f"o.id IN (SELECT prompt_id FROM ({asked}) WHERE prompt_id IS NOT NULL)"  # noqa: S608
+        return f"list_contains(o.tags, {quote(IMPORTED)}) OR (o.round > 0 AND {followed})"
     earlier = "o.round < $before"
     if not any(column.name == "step" for column in table.columns):
         return earlier
@@ -120,5 +124,5 @@ def _texts() -> str:
         f"SELECT {column.name} AS hash, round FROM {table.name} WHERE {column.name} IS NOT NULL"  # noqa: S608
         for table in TABLES
         for column in table.columns
-        if column.comment.startswith("content.hash") and table.name != "prompt"
+        if column.comment.startswith("content.hash")
     )

@@ -1,6 +1,6 @@
-"""Curation in SQL: which completions make preference pairs, and which are kept.
+"""Selection in SQL: which answers a select step keeps, in which order, and with which weight.
 
-Labels are derived here by query, so that a judge can be changed and a round paired anew.
+The SQL of a recipe runs in the jail of `query`, over the answers of its steps alone.
 """
 
 from __future__ import annotations
@@ -9,153 +9,28 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import duckdb
 
 from ..errors import BadInput
-from ..hashing import content_hash
-from ..types import Pair
-from . import duels
-from .duels import NOTHING, Shift
 from .migrate import LEDGER
 from .query import explain, jail, snapshot
-from .store import Store
+from .table import quote
 from .tables import render
-from .views import render_views
+from .view import identifier
+from .views import ANSWERS, render_views
 
 _CHECK_SECONDS = 5.0
 """Longest time of a query on an empty store."""
 
-Rule = Literal["best_worst", "best_random", "correct_incorrect", "revised_original"]
-Labels = Literal["scores", "comparisons"]
-"""What a judge said that pairs are made of: values, or verdicts on answers beside each other."""
-
-# A cut answer is never chosen, and an answer without a value is in no pair. Equal texts count once: the
-# same answer sampled twice says nothing about which is better; of them, one that ended is kept. Ties end
-# by a hash of the id, so that a pair depends on no row order. Groups instead of a window and a join of the
-# answers with themselves: this way takes half the CPU (`make bench-store`).
-_SCORED = """
-WITH judged AS (
-    -- A judge may be asked again in a step that is applied later: the last value counts, as in `answers`.
-    SELECT completion_id, arg_max(value, epoch_us(created_at) * 1024 + attempt) AS value FROM judgement
-    WHERE round = $round AND judge = $judge AND mode = 'score' AND aspect = ''
-    GROUP BY completion_id HAVING value IS NOT NULL
-),
-once AS (
-    SELECT c.prompt_id, min({'cut': c.finish_reason <> 'stop', 'id': c.id, 'value': j.value}) AS kept
-    FROM completion c JOIN judged j ON j.completion_id = c.id
-    WHERE c.round = $round AND list_contains($steps, c.step) AND c.split = 'train'
-    GROUP BY c.prompt_id, c.text_hash
-),
-scored AS (
-    SELECT prompt_id, kept.id AS id, kept.value AS value, NOT kept.cut AND kept.value >= $at_least AS may
-    FROM once
-),
-best AS (
-    SELECT prompt_id, arg_max(id, (value, md5(id::VARCHAR), id)) AS id, max(value) AS value
-    FROM scored WHERE may GROUP BY prompt_id
-)
-"""
-
-# The answers that rewrite another one, each with its original; equal texts count once.
-_REWRITES = """
-    completion c
-    JOIN completion o ON o.id = c.parent_id AND o.prompt_id = c.prompt_id AND o.text_hash <> c.text_hash
-                     AND c.round = $round AND o.round = $round AND c.split = 'train' AND o.split = 'train'
-                     AND list_contains($steps, c.step) AND c.finish_reason = 'stop'
-"""
-_ONCE = """
-    QUALIFY row_number() OVER (PARTITION BY c.prompt_id, c.text_hash, o.text_hash ORDER BY c.id) = 1
-"""
-
-# md5, because the engine's own `hash(id, seed)` draws unevenly (of three answers it gave one half of all
-# draws), and need not stay the same from one version to the next.
-_RULES: dict[Rule, str] = {
-    "best_worst": """
-        SELECT prompt_id, arg_max(id, (value, md5(id::VARCHAR), id)) FILTER (may) AS chosen,
-               arg_min(id, (value, md5(id::VARCHAR), id)) AS rejected,
-               max(value) FILTER (may) - min(value) AS margin
-        FROM scored GROUP BY prompt_id HAVING max(value) FILTER (may) > min(value)
-    """,
-    "best_random": """
-        SELECT b.prompt_id, b.id AS chosen, arg_min(s.id, (md5(s.id::VARCHAR || $seed), s.id)) AS rejected,
-               b.value - arg_min(s.value, (md5(s.id::VARCHAR || $seed), s.id)) AS margin
-        FROM best b JOIN scored s ON s.prompt_id = b.prompt_id AND s.value < b.value
-        GROUP BY b.prompt_id, b.id, b.value
-    """,
-    "correct_incorrect": """
-        SELECT good.prompt_id, good.id AS chosen, bad.id AS rejected, good.value - bad.value AS margin
-        FROM scored good JOIN scored bad ON bad.prompt_id = good.prompt_id AND bad.value < good.value
-        WHERE good.may
-    """,
-    # The original is of any step; where the judge has no value of one of the two, there is no pair.
-    "revised_original": f"""
-        SELECT c.prompt_id, c.id AS chosen, o.id AS rejected, new.value - old.value AS margin
-        FROM {_REWRITES}
-        JOIN judged new ON new.completion_id = c.id AND new.value >= $at_least
-        JOIN judged old ON old.completion_id = o.id AND old.value < new.value
-        {_ONCE}
-    """,  # noqa: S608
+OWN: dict[str, str] = {
+    "rounds_ago": "0 for an answer of this round; more with `replay`",
+    "prompt_answers": "How many answers to the prompt the steps gave in that round",
+    "prompt_mean": "Mean value of each judge over them: `prompt_mean.verifier`",
+    "prompt_spread": "Standard deviation of each judge over them: `prompt_spread.verifier`",
 }
-
-# Without a judge every rewrite is taken to be better than what it rewrites.
-_BY_RULE = f"""
-    SELECT c.prompt_id, c.id AS chosen, o.id AS rejected, 1.0 AS margin, 1.0 AS probability
-    FROM {_REWRITES} {_ONCE}
-"""  # noqa: S608
-
-
-@dataclass(frozen=True, slots=True)
-class PairQuery:
-    """What is paired."""
-
-    round: int
-    steps: tuple[str, ...]
-    judge: str
-    """Its name; empty where the rule alone decides."""
-    rule: Rule
-    at_least: float
-    """Smallest value that may be chosen; 1 where the judge is the verifier. Comparisons know no value."""
-    seed: int
-    labels: Labels = "scores"
-    shift: Shift = NOTHING
-    """What is taken out of comparisons."""
-
-
-def pairs_sql(query: PairQuery) -> tuple[str, dict[str, Any]]:
-    """Return the query of a round's pairs, and its parameters.
-
-    Its columns are prompt_id, chosen, rejected, margin and probability; a label by values is sure.
-    """
-    bound: dict[str, Any] = {"round": query.round, "steps": list(query.steps)}
-    if not query.judge:
-        return _BY_RULE, bound
-    bound |= {"judge": query.judge}
-    if query.labels == "comparisons":
-        sql = duels.sql(query.rule)
-        bound |= duels.parameters(query.shift)
-    else:
-        sql = f"SELECT *, 1.0 AS probability FROM ({_SCORED} {_RULES[query.rule]})"  # noqa: S608
-        bound |= {"at_least": query.at_least}
-    return sql, bound | ({"seed": query.seed} if "$seed" in sql else {})
-
-
-def pairs(store: Store, query: PairQuery) -> list[Pair]:
-    """Return the preference pairs of a round.
-
-    At most one a prompt but for `correct_incorrect`, and one a rewrite for `revised_original`.
-    """
-    sql, bound = pairs_sql(query)
-    # A judge of length likes an answer that says nothing best; what has no words is never chosen.
-    rows = store.rows(
-        "SELECT prompt_id::VARCHAR AS prompt_id, chosen::VARCHAR AS chosen, "  # noqa: S608
-        "rejected::VARCHAR AS rejected, margin::DOUBLE AS margin, probability::DOUBLE AS probability "
-        f"FROM ({sql}) WHERE chosen NOT IN "
-        "(SELECT id FROM completion WHERE round = $round AND text_hash = $nothing) ORDER BY ALL",
-        bound | {"nothing": content_hash("")},
-    )
-    return [Pair(**row) for row in rows]
+"""Columns that a select step has beside those of `answers`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +55,8 @@ class Choice:
     per_prompt: int | None = None
     wanted: str = "NULL"
     told: str = "NULL"
+    replay: int = 0
+    """Earlier rounds whose answers are looked at too."""
 
     @property
     def fragments(self) -> tuple[str, ...]:
@@ -187,8 +64,14 @@ class Choice:
         expressions = (self.where, self.weight, self.wanted, self.told)
         return (*expressions, f"list(1 ORDER BY {self.order_by}\n)")
 
-    def sql(self) -> str:
+    def sql(self, judges: Sequence[str]) -> str:
         """Return the query; the user's own SQL runs only in the jail.
+
+        `where` is asked of every answer that the steps gave, cut ones too, so that its window functions see all that
+        was sampled; the rest of those that are kept.
+
+        Args:
+            judges: columns of `answers` that hold values.
 
         Raises:
             duckdb.Error: a fragment is not one expression. Pasted in unread, `1=1) OR (true` would reach
@@ -197,14 +80,26 @@ class Choice:
         for fragment in self.fragments:
             duckdb.SQLExpression(fragment)
         # Equal answers to one prompt count once, before anything is ordered or counted.
-        once = "QUALIFY row_number() OVER (PARTITION BY prompt_id, answer ORDER BY slot, id) = 1"
-        return (
-            f"WITH kept AS (SELECT * FROM answers WHERE round = ? AND list_contains(?, step) "  # noqa: S608
-            f"AND split = 'train' AND finish_reason = 'stop' AND answer <> '' AND ({self.where}\n) {once}) "
-            f"SELECT id::VARCHAR AS id, prompt_id::VARCHAR AS prompt_id, "
-            f"({self.weight}\n)::DOUBLE AS weight, ({self.wanted}\n)::BOOLEAN AS wanted, "
-            f"({self.told}\n)::VARCHAR AS told FROM kept ORDER BY {self.order_by}\n, id"
+        once = (
+            "row_number() OVER (PARTITION BY prompt_id, answer ORDER BY rounds_ago, slot, id) = 1"
         )
+        return f"""
+            WITH looked AS ({_looked(judges)}),
+            met AS (SELECT * FROM (SELECT *, ({self.where}\n)::BOOLEAN AS "is met" FROM looked) WHERE "is met"),
+            kept AS (
+                -- What was forgotten, an answer or a prompt, has no words.
+                SELECT * FROM met WHERE finish_reason = 'stop' AND answer <> '' AND prompt IS NOT NULL
+                QUALIFY {once}
+            )
+            SELECT id::VARCHAR AS id, prompt_id::VARCHAR AS prompt_id,
+                   ({self.weight}\n)::DOUBLE AS weight, ({self.wanted}\n)::BOOLEAN AS wanted,
+                   ({self.told}\n)::VARCHAR AS told
+            FROM kept ORDER BY {self.order_by}\n, id
+        """  # noqa: S608 - the fragments are expressions, and the jail is locked
+
+    def bound(self, round_: int, steps: Sequence[str]) -> dict[str, Any]:
+        """Return the query's parameters."""
+        return {"round": round_, "oldest": round_ - self.replay, "steps": list(steps)}
 
     def cut(self, found: Sequence[Chosen]) -> list[Chosen]:
         """Apply `per_prompt`, then `limit`, to rows in their order."""
@@ -227,9 +122,9 @@ def choose(run_folder: Path, choice: Choice, round_: int, steps: Sequence[str]) 
     """
     connection = jail(snapshot(run_folder))
     try:
+        sql = choice.sql(_judges(connection))
         found = [
-            Chosen(*row)
-            for row in connection.execute(choice.sql(), [round_, list(steps)]).fetchall()
+            Chosen(*row) for row in connection.execute(sql, choice.bound(round_, steps)).fetchall()
         ]
     except duckdb.Error as error:
         raise BadInput.at("select", explain(error)) from error
@@ -245,6 +140,9 @@ def choose(run_folder: Path, choice: Choice, round_: int, steps: Sequence[str]) 
     return choice.cut(found)
 
 
+_OF_WHAT = "an aggregate over which answers? say `avg(verifier) OVER (PARTITION BY prompt_id)`"
+
+
 def check_choice(choice: Choice, judges: Sequence[str]) -> str:
     """Return what is wrong with the SQL of a select step, or nothing; asks an empty store."""
     config: dict[str, str | bool | int | float | list[str]] = {
@@ -255,20 +153,47 @@ def check_choice(choice: Choice, judges: Sequence[str]) -> str:
     try:
         connection.execute(f"BEGIN; {LEDGER}; {render()} {render_views(judges)} COMMIT")
         connection.execute("SET lock_configuration = true")
-        connection.execute(choice.sql(), [1, ["sample"]]).fetchall()
-        if _looks_elsewhere(connection, choice):
+        sql = choice.sql(_judges(connection))
+        if _holds(connection, choice, "PARAMETER"):
+            return "a parameter stands in it; write the value"
+        if _holds(connection, choice, "SUBQUERY"):
             return "a query inside it could read test prompts; use the columns of `answers` alone"
+        connection.execute(sql, choice.bound(1, ["sample"])).fetchall()
     except duckdb.Error as error:
-        return explain(error)
+        fault = explain(error)
+        return _OF_WHAT if "must appear in the GROUP BY" in fault else fault
     finally:
         connection.close()
     return ""
 
 
-def _looks_elsewhere(connection: duckdb.DuckDBPyConnection, choice: Choice) -> bool:
-    """Whether a fragment holds a query of its own, and so could see rows of other splits."""
+def _holds(connection: duckdb.DuckDBPyConnection, choice: Choice, what: str) -> bool:
+    """Whether a fragment holds what it may not: with a query of its own it could see rows of other splits."""
     parsed = [
         connection.execute("SELECT json_serialize_sql(?)", [f"SELECT {f}"]).fetchone()
         for f in choice.fragments
     ]
-    return any(tree is None or '"class":"SUBQUERY"' in str(tree[0]) for tree in parsed)
+    return any(tree is None or f'"class":"{what}"' in str(tree[0]) for tree in parsed)
+
+
+def _judges(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """Return the columns of `answers` that hold a judge's values."""
+    columns = [str(row[0]) for row in connection.execute("DESCRIBE answers").fetchall()]
+    return [column for column in columns if column not in ANSWERS]
+
+
+def _looked(judges: Sequence[str]) -> str:
+    """Return the query of all answers that a select step looks at, each with the columns of `OWN`."""
+    own = ""
+    for column, aggregate in (("prompt_mean", "avg"), ("prompt_spread", "stddev_pop")):
+        each = (f"{quote(j)}: {aggregate}({identifier(j)}) OVER prompt" for j in judges)
+        own += f", {{{', '.join(each)}}} AS {column}" if judges else ""
+    return f"""
+        SELECT *, ($round - round)::INTEGER AS rounds_ago, count(*) OVER prompt AS prompt_answers{own}
+        FROM answers
+        WHERE split = 'train' AND round BETWEEN $oldest AND $round AND (
+            list_contains($steps, step) OR id IN (
+                SELECT s.completion_id FROM selection s
+                WHERE s.round BETWEEN $oldest AND $round AND list_contains($steps, s.step)))
+        WINDOW prompt AS (PARTITION BY round, prompt_id)
+    """  # noqa: S608 - judges are quoted, the rest is ours

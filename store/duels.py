@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from .sources import PLACED, SOURCE
+
 SURE = 0.9
 """What a bare vote, one without a probability, counts as where effects are taken out: certainty has
 infinite log-odds, which nothing moves."""
@@ -51,7 +53,7 @@ duel AS (
     FROM shown s, unnest(range(1, len(s.presented))) a(i), unnest(range(a.i + 1, len(s.presented) + 1)) b(j)
 ),
 met AS (
-    SELECT d.one, d.two, d.position, d.won, x.prompt_id, x.step AS step, y.step AS other_step,
+    SELECT d.one, d.two, d.position, d.won, x.prompt_id,
            d.probability IS NULL AS bare,
            CASE WHEN d.won = 0 THEN 0.5 ELSE coalesce(d.probability, (d.won + 1) / 2) END AS share,
            CASE WHEN t.forgotten_at IS NULL AND u.forgotten_at IS NULL
@@ -75,6 +77,10 @@ met AS (
 # order of a sum.
 _WON = (
     "WITH "
+    + SOURCE
+    + ","
+    + PLACED
+    + ","
     + DUELS.format(rounds="= $round")
     + """,
 moved AS (
@@ -83,7 +89,7 @@ moved AS (
                          ELSE greatest($clip, least(1 - $clip, share)) END AS kept FROM met)
 ),
 freed AS (
-    SELECT prompt_id, one, two, step, other_step, bare, share AS said,
+    SELECT prompt_id, one, two, bare, share AS said,
            CASE WHEN won = 0 OR NOT $shifted THEN share
                 WHEN NOT bare THEN 1 / (1 + exp(-log_odds))
                 WHEN won > 0 THEN greatest(0.5, 1 / (1 + exp(-log_odds)))
@@ -91,13 +97,12 @@ freed AS (
     FROM moved
 ),
 side AS (
-    SELECT prompt_id, one AS id, two AS other, step, other_step, bare, said, share FROM freed
+    SELECT prompt_id, one AS id, two AS other, bare, said, share FROM freed
     UNION ALL
-    SELECT prompt_id, two, one, other_step, step, bare, 1 - said, 1 - share FROM freed
+    SELECT prompt_id, two, one, bare, 1 - said, 1 - share FROM freed
 ),
 folded AS (
-    SELECT prompt_id, id, other, any_value(step) AS step, any_value(other_step) AS other_step,
-           bool_and(bare) AS bare, round(avg(said), 9) AS said, round(avg(share), 9) AS share
+    SELECT prompt_id, id, other, bool_and(bare) AS bare, round(avg(said), 9) AS said, round(avg(share), 9) AS share
     FROM side GROUP BY prompt_id, id, other
 ),
 every AS (
@@ -106,7 +111,7 @@ every AS (
     FROM folded
 ),
 among AS (
-    SELECT * FROM every WHERE list_contains($steps, step) AND list_contains($steps, other_step)
+    SELECT * FROM every WHERE id IN (SELECT id FROM source) AND other IN (SELECT id FROM source)
 ),
 worth AS (SELECT id, round(avg(share), 9) AS value FROM among GROUP BY id),
 beat AS (
@@ -122,7 +127,22 @@ beat AS (
 """
 )
 
+# Which of the two is the better one the steps say, and where the verdicts agree there is a pair. By text, because of
+# equal texts a comparison has shown one.
+_PLACED = """
+    SELECT e.prompt_id, e.id AS chosen, e.other AS rejected, round(2 * e.share - 1, 9) AS margin,
+           e.share AS probability
+    FROM every e
+    JOIN completion c ON c.id = e.id AND c.round = $round
+    JOIN completion o ON o.id = e.other AND o.round = $round
+    JOIN placed good ON good.prompt_id = e.prompt_id AND good.text_hash = c.text_hash
+    JOIN placed bad ON bad.prompt_id = e.prompt_id AND bad.text_hash = o.text_hash AND bad.place > good.place
+    WHERE c.finish_reason = 'stop' AND e.share > 0.5
+"""
+
 RULES: dict[str, str] = {
+    "contrast": _PLACED,
+    "gold_self": _PLACED,
     "best_worst": """
         SELECT prompt_id, best.chosen AS chosen, best.rejected AS rejected, best.ahead AS margin,
                best.probability AS probability
@@ -148,7 +168,7 @@ RULES: dict[str, str] = {
         FROM every e
         JOIN completion c ON c.id = e.id AND c.round = $round
         JOIN completion o ON o.id = e.other AND o.round = $round
-        WHERE c.parent_id = e.other AND list_contains($steps, c.step) AND c.finish_reason = 'stop'
+        WHERE c.parent_id = e.other AND c.id IN (SELECT id FROM source) AND c.finish_reason = 'stop'
           AND e.share > 0.5
         QUALIFY row_number() OVER (PARTITION BY c.prompt_id, c.text_hash, o.text_hash ORDER BY c.id) = 1
     """,

@@ -99,19 +99,41 @@ class Near:
 
         self._index = RMinHashLSH(self.threshold, _PERMUTATIONS, bands(self.threshold))
 
+    def find(self, text: str) -> tuple[int, float] | None:
+        """Return (place, Jaccard index) of the first near text."""
+        return self._first(*_sketched(text))
+
+    def add(self, text: str) -> None:
+        """Keep a text, whatever it is near to."""
+        self._keep(*_sketched(text))
+
     def find_or_add(self, text: str) -> tuple[int, float] | None:
         """Return (place, Jaccard index) of the first near text; where there is none, keep this one."""
-        from rensa import RMinHash
+        found, sketch = _sketched(text)
+        near = self._first(found, sketch)
+        if near is None:
+            self._keep(found, sketch)
+        return near
 
-        found = shingles(text)
-        sketch = RMinHash(_PERMUTATIONS, _SEED)
-        sketch.update([str(shingle) for shingle in sorted(found)])
+    def _first(self, found: set[int], sketch: Any) -> tuple[int, float] | None:
         for place in sorted(self._index.query(sketch)):
             if (index := jaccard(found, set(self._kept[place]))) >= self.threshold:
                 return place, index
+        return None
+
+    def _keep(self, found: set[int], sketch: Any) -> None:
         self._index.insert(len(self._kept), sketch)
         self._kept.append(array("Q", sorted(found)))
-        return None
+
+
+def _sketched(text: str) -> tuple[set[int], Any]:
+    """Return the shingles of a text, and their MinHash."""
+    from rensa import RMinHash
+
+    found = shingles(text)
+    sketch = RMinHash(_PERMUTATIONS, _SEED)
+    sketch.update([str(shingle) for shingle in sorted(found)])
+    return found, sketch
 
 
 # -- contamination

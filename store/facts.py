@@ -8,11 +8,14 @@ from typing import Any, cast
 
 from ..hashing import row_id
 from ..types import Completion, FinishReason, Message, Prompt, Split
+from .sources import NAMED
 from .store import Row, Rows, Store, content, now
 
 _DETAILS = ("verify", "answer", "reference", "privileged")
 IMPORTED = "redistill:imported"
 """Tag of a prompt that came with feedback: no round samples it, so that an import moves no prompt."""
+PROPOSING = "redistill:proposing"
+"""Tag of what a role is asked in a `propose` step: its answer is a prompt, and nothing to train on."""
 
 
 def prompt_id(messages: Sequence[Message], details: Mapping[str, Any]) -> str:
@@ -39,32 +42,37 @@ def prompt_rows(prompts: Iterable[Prompt]) -> Rows:
     rows: dict[str, list[Row]] = {"prompt": [], "content": []}
     places: dict[str, int] = {}
     for prompt in prompts:
-        messages = content(messages_text(prompt.messages), 0)
-        details = content(details_text({k: getattr(prompt, k) for k in _DETAILS}), 0)
         place = places.setdefault(prompt.split, 0)
         places[prompt.split] += 1
-        rows["content"] += [messages, details]
-        rows["prompt"].append(
-            {
-                "id": prompt.id,
-                "round": 0,
-                "split": prompt.split,
-                "position": place,
-                "messages_hash": messages["hash"],
-                "details_hash": details["hash"],
-                "tags": list(prompt.tags),
-                "source": prompt.source,
-                "licence": prompt.licence,
-                "created_at": now(),
-            }
-        )
+        row, texts = prompt_row(prompt, 0, place)
+        rows["prompt"].append(row)
+        rows["content"] += texts
     return rows
 
 
+def prompt_row(prompt: Prompt, round_: int, place: int) -> tuple[Row, list[Row]]:
+    """Return the row of a prompt at a place of its split, and those of its texts."""
+    messages = content(messages_text(prompt.messages), round_)
+    details = content(details_text({k: getattr(prompt, k) for k in _DETAILS}), round_)
+    row = {
+        "id": prompt.id,
+        "round": round_,
+        "split": prompt.split,
+        "position": place,
+        "messages_hash": messages["hash"],
+        "details_hash": details["hash"],
+        "tags": list(prompt.tags),
+        "source": prompt.source,
+        "licence": prompt.licence,
+        "created_at": now(),
+    }
+    return row, [messages, details]
+
+
 def read_prompts(store: Store, split: Split) -> list[Prompt]:
-    """Return the prompts of a split in their planned order, without those that were imported."""
+    """Return the prompts of a split in their planned order, without those that were imported or proposed."""
     rows = store.rows(
-        f"{_PROMPTS} WHERE p.split = ? AND NOT list_contains(p.tags, ?) ORDER BY p.position",
+        f"{_PROMPTS} WHERE p.split = ? AND p.round = 0 AND NOT list_contains(p.tags, ?) ORDER BY p.position",
         [split, IMPORTED],
     )
     return [prompt_of(row) for row in rows]
@@ -99,20 +107,34 @@ def prompt_of(row: Row) -> Prompt:
 
 
 def read_completions(store: Store, round_: int, steps: Sequence[str]) -> list[Completion]:
-    """Return the completions of some steps of a round, ordered by id.
+    """Return the completions of some steps of a round, ordered by id; of a select step those that it kept.
 
     An imported one has a text, and neither tokens nor a revision: those are empty.
     """
-    return _completions(store, "list_contains(?, c.step)", round_, steps)
+    return _completions(store, NAMED, {"round": round_, "steps": list(steps)})
 
 
-def find_completions(store: Store, round_: int, ids: Sequence[str]) -> dict[str, Completion]:
-    """Return the completions of a round that have these ids, by id."""
-    found = _completions(store, "list_contains(?, c.id::VARCHAR)", round_, ids)
-    return {completion.id: completion for completion in found}
+def find_completions(store: Store, ids: Sequence[str]) -> dict[str, Completion]:
+    """Return completions of any round by id."""
+    return {
+        completion.id: completion
+        for round_ in rounds_of(store, ids)
+        for completion in _completions(
+            store, "c.id IN (SELECT unnest($ids::UUID[]))", {"round": round_, "ids": list(ids)}
+        )
+    }
 
 
-def _completions(store: Store, which: str, round_: int, names: Sequence[str]) -> list[Completion]:
+def rounds_of(store: Store, ids: Iterable[str]) -> list[int]:
+    """Return the rounds of completions; texts and tokens are read by round, so that others' are passed over."""
+    rows = store.rows(
+        "SELECT DISTINCT round FROM completion WHERE id IN (SELECT unnest(?::UUID[])) ORDER BY round",
+        [list(ids)],
+    )
+    return [row["round"] for row in rows]
+
+
+def _completions(store: Store, which: str, bound: Mapping[str, Any]) -> list[Completion]:
     rows = store.rows(
         f"""
         SELECT c.id::VARCHAR AS id, c.prompt_id::VARCHAR AS prompt_id, a.text, t.token_ids, t.logprobs,
@@ -120,9 +142,9 @@ def _completions(store: Store, which: str, round_: int, names: Sequence[str]) ->
         FROM completion c
         JOIN content a ON a.hash = c.text_hash AND a.round = c.round
         LEFT JOIN completion_tokens t ON t.completion_id = c.id AND t.round = c.round
-        WHERE c.round = ? AND {which} ORDER BY c.id
+        WHERE c.round = $round AND {which} ORDER BY c.id
         """,  # noqa: S608 - our words
-        [round_, list(names)],
+        dict(bound),
     )
     return [
         Completion(

@@ -132,10 +132,7 @@ def plan_forgetting(folder: Path, where: str, *, prompts: bool) -> Forgetting:
     answers, asked = matching(folder, where)
     gone_prompts = asked if prompts else []
     if prompts:
-        sql = (
-            "SELECT id::VARCHAR AS id FROM completion WHERE prompt_id IN (SELECT unnest(?::UUID[]))"
-        )
-        answers = _ids(folder, sql, asked)
+        answers = _ids(folder, _TO_PROMPTS, asked)
     equal = sorted(set(_ids(folder, _EQUAL, answers)) - set(answers))
     gone = [*answers, *equal]
     judgements = _ids(folder, _JUDGEMENTS, gone)
@@ -209,11 +206,20 @@ def publish_now(folder: Path) -> None:
 
 # -- what goes
 
+# A prompt that was proposed stands in what its role said.
+_TO_PROMPTS = """
+WITH gone AS (SELECT unnest(?::UUID[]) AS id)
+SELECT id::VARCHAR AS id FROM completion WHERE prompt_id IN (FROM gone)
+UNION SELECT completion_id::VARCHAR FROM proposal WHERE prompt_id IN (FROM gone)
+"""
 _EQUAL = """
+WITH said AS (
+    SELECT id, text_hash FROM completion UNION ALL SELECT completion_id, text_hash FROM proposal
+)
 SELECT DISTINCT other.id::VARCHAR AS id
-FROM completion c JOIN content t ON t.hash = c.text_hash AND t.text <> ''
-JOIN completion other ON other.text_hash = c.text_hash
-WHERE c.id IN (SELECT unnest(?::UUID[]))
+FROM said JOIN content t ON t.hash = said.text_hash AND t.text <> ''
+JOIN completion other ON other.text_hash = said.text_hash
+WHERE said.id IN (SELECT unnest(?::UUID[]))
 """
 _JUDGEMENTS = """
 SELECT id::VARCHAR AS id FROM judgement
@@ -236,14 +242,24 @@ WITH RECURSIVE later AS (
 ) SELECT id::VARCHAR AS id FROM later
 """
 _PROPOSED = """
-WITH RECURSIVE later AS (
-    SELECT id FROM prompt
-    WHERE completion_id IN (SELECT unnest(?::UUID[])) OR parent_id IN (SELECT unnest(?::UUID[]))
-    UNION SELECT p.id FROM prompt p JOIN later ON p.parent_id = later.id
+WITH RECURSIVE made AS (
+    SELECT parent_id AS parent, id FROM prompt WHERE parent_id IS NOT NULL
+    UNION SELECT unnest(seeds), prompt_id FROM proposal WHERE prompt_id IS NOT NULL
+),
+later AS (
+    SELECT id FROM prompt WHERE completion_id IN (SELECT unnest($1::UUID[]))
+    UNION SELECT prompt_id FROM proposal WHERE prompt_id IS NOT NULL AND answer_id IN (SELECT unnest($1::UUID[]))
+    UNION SELECT id FROM made WHERE parent IN (SELECT unnest($2::UUID[]))
+    UNION SELECT m.id FROM made m JOIN later ON m.parent = later.id
 ) SELECT id::VARCHAR AS id FROM later
 """
+# What a role was asked in which a forgotten prompt or answer was shown: it spells them.
+_SHOWING = """
+SELECT c.prompt_id FROM proposal x JOIN completion c ON c.id = x.completion_id
+WHERE x.answer_id IN (SELECT unnest($1::UUID[])) OR list_has_any(x.seeds, $3::UUID[])
+"""
 # `kind` says how a text is blanked: a reader of JSON needs JSON.
-_TEXTS = """
+_TEXTS = f"""
 WITH named AS (
     SELECT unnest([text_hash, thinking_hash]) AS hash, 'text' AS kind FROM completion
     WHERE id IN (SELECT unnest($1::UUID[]))
@@ -253,23 +269,27 @@ WITH named AS (
     UNION SELECT text_hash, 'text' FROM feedback
     WHERE completion_id IN (SELECT unnest($1::UUID[])) OR other_id IN (SELECT unnest($1::UUID[]))
        OR prompt_id IN (SELECT unnest($3::UUID[]))
-    UNION SELECT messages_hash, 'messages' FROM prompt WHERE id IN (SELECT unnest($3::UUID[]))
+    UNION SELECT text_hash, 'text' FROM proposal
+    WHERE completion_id IN (SELECT unnest($1::UUID[])) OR prompt_id IN (SELECT unnest($3::UUID[]))
+    UNION SELECT messages_hash, 'messages' FROM prompt
+    WHERE id IN (SELECT unnest($3::UUID[])) OR id IN ({_SHOWING})
     UNION SELECT tools_hash, 'tools' FROM prompt WHERE id IN (SELECT unnest($3::UUID[]))
     UNION SELECT details_hash, 'details' FROM prompt WHERE id IN (SELECT unnest($3::UUID[]))
 )
 SELECT c.hash, min(n.kind) AS kind, any_value(c.text) AS text
 FROM named n JOIN content c ON c.hash = n.hash WHERE c.forgotten_at IS NULL GROUP BY c.hash
-"""
+"""  # noqa: S608
 _EXPECTED = """
 SELECT DISTINCT c.text FROM prompt p JOIN content c ON c.hash = p.details_hash AND c.round = p.round
 WHERE p.id NOT IN (SELECT unnest(?::UUID[]))
 """
-_RENDERED = """
-SELECT id::VARCHAR AS id FROM rendered_prompt WHERE prompt_id IN (SELECT unnest($3::UUID[]))
+_RENDERED = f"""
+SELECT id::VARCHAR AS id FROM rendered_prompt
+WHERE prompt_id IN (SELECT unnest($3::UUID[])) OR prompt_id IN ({_SHOWING})
 UNION SELECT rendered_prompt_id::VARCHAR FROM completion
 WHERE rendered_prompt_id IS NOT NULL AND (
     parent_id IN (SELECT unnest($1::UUID[])) OR critique_id IN (SELECT unnest($2::UUID[])))
-"""
+"""  # noqa: S608
 _ROWS = """
 SELECT id::VARCHAR AS id, prompt_id IN (SELECT unnest($2::UUID[])) AS prompt,
        completion_id IN (SELECT unnest($1::UUID[])) OR list_has_any(coalesce(ranked, []), $1::UUID[])

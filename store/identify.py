@@ -13,6 +13,7 @@ from .query import read_rows
 KINDS = (
     "completion",
     "prompt",
+    "proposal",
     "rendered_prompt",
     "pair",
     "selection",

@@ -102,6 +102,16 @@ FROM after a JOIN evaluation e
 QUALIFY rank() OVER (PARTITION BY a.decision, a.judge_revision ORDER BY e.round DESC) = 1
 """
 
+# A student that teaches itself was shown what its step's selection has kept of the prompt. Which of several answers it was
+# the rows do not say, and all of them are told.
+_SHOWN = """
+SELECT s.id AS parent, t.id AS child, s.position AS place
+FROM training_row t
+JOIN step d ON d.round = t.round AND d.step = t.step AND d.settings ->> 'given' IN ('answer', 'critique')
+JOIN selection s ON s.round = t.round AND s.prompt_id = t.prompt_id
+                AND list_contains((d.settings -> 'of')::VARCHAR[], s.step)
+"""
+
 
 def _plain(table: str, column: str, place: str = "round") -> str:
     """Return the edges that a column of the child's table holds."""
@@ -112,6 +122,17 @@ def _plain(table: str, column: str, place: str = "round") -> str:
 
 
 LINKS = (
+    Link(
+        "prompt", "proposal", "was shown", "shown for",
+        "SELECT unnest(seeds) AS parent, id AS child, round AS place FROM proposal", "down",
+    ),
+    Link("completion", "proposal", "was shown the failed", "failed, shown for", _plain("proposal", "answer_id")),
+    Link("completion", "proposal", "said in", "read as", _plain("proposal", "completion_id")),
+    Link("prompt", "proposal", "most like", "likest to", _plain("proposal", "nearest_id"), "down"),
+    Link(
+        "proposal", "prompt", "proposed as", "kept as",
+        "SELECT id AS parent, prompt_id AS child, 0 AS place FROM proposal WHERE prompt_id IS NOT NULL",
+    ),
     Link("prompt", "rendered_prompt", "renders", "rendered as", _plain("rendered_prompt", "prompt_id"), "down"),
     Link("prompt", "completion", "answers", "answered by", _plain("completion", "prompt_id", "round"), "down"),
     Link("rendered_prompt", "completion", "saw", "seen by", _plain("completion", "rendered_prompt_id"), "down"),
@@ -144,6 +165,13 @@ LINKS = (
         "selection", "training_row", "froze", "frozen as",
         _plain("training_row", "selection_id") + " UNION ALL SELECT s.id, t.id, t.round "
         f"FROM training_row t JOIN selection s ON {_OLD_SELECTION} WHERE {_OLD}",
+    ),
+    Link("selection", "training_row", "its teacher saw", "shown to the teacher of", _SHOWN),
+    Link(
+        "judgement", "training_row", "rewarded by", "rewarded",
+        "SELECT j.id AS parent, t.id AS child, j.attempt AS place FROM training_row t JOIN judgement j "
+        "ON j.completion_id = t.completion_id AND j.round = t.round AND j.step = t.step AND j.aspect = '' "
+        "WHERE t.reward IS NOT NULL",
     ),
     Link(
         "completion", "training_row", "learns", "learned in",

@@ -57,6 +57,9 @@ _SELECT: dict[str, str] = {
                {CHECKERS.format("d")} AS checkers
         FROM prompt x LEFT JOIN content m ON m.hash = x.messages_hash AND m.round = x.round
         LEFT JOIN content d ON d.hash = x.details_hash AND d.round = x.round""",
+    "proposal": """
+        SELECT x.* EXCLUDE (text_hash), t.text
+        FROM proposal x LEFT JOIN content t ON t.hash = x.text_hash AND t.round = x.round""",
     "rendered_prompt": """
         SELECT x.* EXCLUDE (token_ids), len(token_ids) AS tokens FROM rendered_prompt x""",
     "completion": f"""
@@ -79,7 +82,8 @@ _SELECT: dict[str, str] = {
     "revision": """
         SELECT x.*, '' AS step, x.id = (SELECT student FROM run LIMIT 1) AS is_initial,
                (SELECT min(depth) FROM ancestry a WHERE a.id = x.id) AS generations,
-               (SELECT arg_max(decision, round) FROM decision d WHERE d.challenger = x.id) AS decision
+               (SELECT arg_max(decision, round) FROM decision d WHERE d.challenger = x.id) AS decision,
+               (SELECT arg_max(reason, round) FROM admission a WHERE a.judge_revision = x.id) AS exam
         FROM revision x""",
     "evaluation": "SELECT x.* FROM evaluation x",
     "decision": "SELECT x.* FROM decision x",
@@ -185,6 +189,11 @@ def _prompt(row: Row) -> str:
     return _joined(f"{row['split']} {quoted(row['text'])}", " ".join(row["tags"] or []), checks)
 
 
+def _proposal(row: Row) -> str:
+    like = f"{row['measure']} {_number(row['similarity'])}" if row["measure"] else ""
+    return _joined(quoted(row["text"]), row["verdict"], like)
+
+
 def _completion(row: Row) -> str:
     scores = ", ".join(f"{s['judge']} {_number(s['value'])}" for s in row["scores"] or [])
     cut = {"length": "cut", "refused": "refused"}.get(row["finish_reason"], "")
@@ -243,6 +252,8 @@ def _training_run(row: Row) -> str:
 
 def _revision(row: Row) -> str:
     """Say what became of the weights, which no single row does."""
+    if row["folder"].startswith("judges/"):
+        return _joined("a judge", row["exam"] or "not examined")
     first = "the initial student" if row["is_initial"] else ""
     if row["generations"] == 0:
         return _joined(first, "the champion")
@@ -281,6 +292,7 @@ def _rendered(row: Row) -> str:
 
 _LINES: dict[str, Callable[[Row], str]] = {
     "prompt": _prompt,
+    "proposal": _proposal,
     "rendered_prompt": _rendered,
     "completion": _completion,
     "judgement": _judgement,

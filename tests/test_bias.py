@@ -20,8 +20,8 @@ from redistill.agents.loop import Place, run
 from redistill.agents.recipe import load_recipe
 from redistill.hashing import row_id
 from redistill.store.bias import EFFECTS, Bias, clustered, estimate_bias
-from redistill.store.curation import PairQuery, Rule, pairs
 from redistill.store.duels import NOTHING, Shift
+from redistill.store.pairing import PairQuery, Rule, pairs
 from redistill.store.query import read_rows
 from redistill.store.store import Row, Store
 from redistill.testing.fakes import fake_prompts, fake_recipe

@@ -29,10 +29,10 @@ from redistill.agents.recipe import Recipe, load_recipe
 from redistill.errors import BadInput
 from redistill.hashing import row_id
 from redistill.report.differing import difference
-from redistill.store.curation import PairQuery, Rule, pairs
 from redistill.store.duels import Shift
 from redistill.store.identify import Found
 from redistill.store.lineage import lineage
+from redistill.store.pairing import PairQuery, Rule, pairs
 from redistill.store.query import read_rows
 from redistill.store.store import Row, Store
 from redistill.testing.fake_server import FakeServer, Mode

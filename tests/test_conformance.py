@@ -89,6 +89,7 @@ CASES: dict[str, Specs] = {
         {"win_rate": {"judge": "chat"}},
         [{"win_rate": {"judge": {"longest": {"unit": "characters"}}}}],
     ),
+    "trained": lambda _: ({"trained": {"step": "one"}}, [{"trained": {"step": "two"}}]),
     "cached": lambda _: (
         {"cached": {"judge": "chat"}},
         [{"cached": {"judge": {"chat": {"role": "helper"}}}}, {"cached": {"judge": "longest"}}],

@@ -113,9 +113,9 @@ def test_what_cannot_be_trained_is_told(
     assert (code, said in " ".join(err.split())) == (2, True), err
 
 
-def test_a_round_trains_no_judge(tmp_path: Path) -> None:
-    """A recipe whose train step names a trainer of judges is refused, with the command that runs it."""
+def test_a_round_that_trains_a_judge_alone_is_refused(tmp_path: Path) -> None:
+    """A judge beside the student is for `test_made_judge.py`; instead of one it is refused."""
     from redistill.errors import BadInput
 
-    with pytest.raises(BadInput, match="reward makes a judge, and a round trains a student"):
+    with pytest.raises(BadInput, match="has 0 train steps that make a student"):
         begin(tmp_path, PAIR, "reward")

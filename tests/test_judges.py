@@ -130,7 +130,7 @@ def test_load_builtins_with_and_without_settings() -> None:
         "shuffled", "both_orders", "repeat", "jury", "length_corrected", "calibrated", "cached",
         "win_rate",
     }  # fmt: skip
-    for name in judge.BUILTINS.keys() - inner - {"replay", "reward_model"}:
+    for name in judge.BUILTINS.keys() - inner - {"replay", "reward_model", "trained"}:
         assert judge.load(name, "w").name == name
 
 

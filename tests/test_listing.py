@@ -166,3 +166,21 @@ def test_the_drawing_tells_how_later_stages_differ(tmp_path: Path) -> None:
     drawn = mermaid(load_recipe(text, "recipe.yaml", base=tmp_path))
     assert "%% round 1" in drawn
     assert "%% round 2: sample.k = 8" in drawn
+
+
+def test_stages_with_the_same_steps_share_a_drawing(tmp_path: Path) -> None:
+    """Of four stages the first, third and last have the same steps: two graphs, and what the later ones change."""
+    other = (
+        RECIPE.partition("round:\n")[2]
+        .partition("loop:")[0]
+        .replace("pair: {by", "pair: {as: p, by")
+    )
+    stages = "stages:\n- {}\n- round:\n" + "".join(f"  {line}\n" for line in other.splitlines())
+    stages += "- {set: {sample.k: 8}}\n- {}\nloop: {rounds: 6}\n"
+    text = RECIPE.replace("NAME", "x").replace("loop: {rounds: ROUNDS}\n", stages)
+    drawn = mermaid(load_recipe(text, "recipe.yaml", base=tmp_path))
+    assert drawn.count("subgraph") == 2
+    assert 'subgraph s1 ["round 1, round 3, rounds 4 to 6"]' in drawn
+    assert "%% round 3: sample.k = 8" in drawn
+    assert "%% rounds 4 to 6: unchanged" in drawn
+    assert 'subgraph s2 ["round 2"]' in drawn

@@ -28,7 +28,7 @@ from redistill.report.comparing import comparison, recipe_difference
 from redistill.report.differing import difference
 from redistill.report.integrity import examine_run
 from redistill.report.summary import answers_on_test, summary
-from redistill.store.curation import PairQuery, pairs
+from redistill.store.pairing import PairQuery, pairs
 from redistill.store.query import read_rows
 from redistill.store.store import Store
 from redistill.store.tables import TABLES

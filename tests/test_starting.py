@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import redistill
+from redistill.agents.extending import shipped
 from redistill.agents.fitting import student_shape
 from redistill.agents.judge import JudgeTask, load, scorer
 from redistill.agents.recipe import Recipe, load_recipe
@@ -26,7 +27,6 @@ from redistill.report.starting import (
     _shuffled,
     quickstart_recipe,
     recipe_text,
-    shipped,
     write_recipe,
 )
 from redistill.testing.small_rows import RECIPE, small_prompts

@@ -155,7 +155,16 @@ def test_no_column_of_a_view_has_a_reserved_name() -> None:
 def test_every_view_can_be_asked_of_a_run_and_of_nothing(folder: Path, name: str) -> None:
     """A whole run gives rows where there is something to tell; a store without rows gives none."""
     rows = query(folder, f"FROM {name}").table.num_rows
-    silent = {"comparisons", "swap_consistency", "judge_agreement", "judge_bias", "d6", "d7", "d8"}
+    silent = {
+        "proposals",
+        "comparisons",
+        "swap_consistency",
+        "judge_agreement",
+        "judge_bias",
+        "d6",
+        "d7",
+        "d8",
+    }
     assert (rows == 0) == (name in silent)
     if name not in ("snapshot", "bradley_terry"):
         with fresh() as facts:

@@ -28,8 +28,9 @@ class Reward(Trainer):
     and a step takes the weighted mean. A soft label p takes p of it and 1 - p of the same with the sides exchanged.
     `center` adds so much of the squared sum of the two rewards (arXiv:2312.09244), which keeps them around zero.
 
-    What comes of it is no student but the judge `reward_model`, made by `redistill judge train RUN`; its labels
-    train nothing before it has passed an exam. The survey's family is feedback.
+    What comes of it is no student but a judge: in a round `trained`, which later steps ask; of a finished run, by
+    `redistill judge train RUN`, a `reward_model`. Its labels train nothing before it has passed an exam. The survey's
+    family is feedback.
     """
 
     name: ClassVar[str] = "reward"

@@ -84,8 +84,9 @@ class RewardModel(SettledJudge):
                 model.encode((*t.prompt.messages, Message("assistant", t.completion.text)))
                 for t in tasks
             ]
-            fits = [ids for ids in rendered if len(ids) <= model.context_length]
-            logits = iter(model.score(fits))
+            # Each once: in another company the same words would get another last digit, and a tie would be none.
+            fits = [i for i in dict.fromkeys(rendered) if len(i) <= model.context_length]
+            logits = dict(zip(fits, model.score(fits), strict=True))
         found = []
         for ids in rendered:
             if len(ids) > model.context_length:
@@ -93,16 +94,12 @@ class RewardModel(SettledJudge):
                 found.append(Judgement.failed("too_big", told))
                 continue
             usage = Usage(revision=self.weights, tokens_in=len(ids), dollars=0.0)
-            found.append(_scored(next(logits), usage))
+            found.append(_scored(logits[ids], usage))
         return found
 
     def release(self) -> None:
         """Give the model's memory back."""
-        if _HELD.is_set():  # else torch would be loaded for nothing
-            from ...policies.reward import held
-
-            held.cache_clear()
-            _HELD.clear()
+        release_held()
 
     def _loaded(self) -> Any:
         from ...policies.reward import held
@@ -126,6 +123,15 @@ class RewardModel(SettledJudge):
                 "the whole commit is needed, because a name alone can come to mean other weights",
             )
         return found["name"], found["commit"]
+
+
+def release_held() -> None:
+    """Give back the memory of every reward model that is loaded."""
+    if _HELD.is_set():  # else torch would be loaded for nothing
+        from ...policies.reward import held
+
+        held.cache_clear()
+        _HELD.clear()
 
 
 def _folder(model: str) -> Path:

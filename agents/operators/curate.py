@@ -12,8 +12,9 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from ...errors import Problem
 from ...hashing import row_id
 from ...store.bias import Bias, Effect, estimate_bias
-from ...store.curation import Choice, Chosen, Labels, PairQuery, Rule, check_choice, choose, pairs
+from ...store.curation import Choice, Chosen, check_choice, choose
 from ...store.duels import NOTHING
+from ...store.pairing import ALONE, BY_STEPS, Labels, PairQuery, Rule, pairs
 from ...store.store import Row, now
 from ...types import Pair as PairOf
 from ..operator import Advance, Makes, Operator, Turn
@@ -25,17 +26,22 @@ class Select(Operator):
     """Keep the answers that a query of the `answers` view keeps; equal ones of a prompt count once.
 
     Ranking, filtering, weighting, rejection sampling: all of them are SQL over one row an answer. The SQL
-    runs read-only on the published snapshot. A cut answer is never kept.
+    runs read-only on the published snapshot. A cut answer is never kept. Beside the columns of `answers` there are
+    `prompt_mean.JUDGE`, `prompt_spread.JUDGE` and `prompt_answers`, of all answers to the prompt, and `rounds_ago`;
+    see docs/curation.md. Other steps may name the step in their `of`, and read what it kept.
     """
 
     name: ClassVar[str] = "select"
     makes: ClassVar[Makes] = "rows"
+    keeps: ClassVar[bool] = True
     needs: ClassVar[tuple[Makes, ...]] = ("completions",)
 
     of: str | tuple[str, ...] = ()
     """Steps whose completions are looked at."""
+    replay: int = Field(0, ge=0)
+    """Earlier rounds whose answers of these steps are looked at too; what is kept of them can only train."""
     where: str = "true"
-    """SQL condition, for example `verifier = 1`."""
+    """SQL condition, for example `verifier = 1`; its window functions see every answer of the steps, cut ones too."""
     order_by: str = "id"
     """SQL order; ties end at the id."""
     limit: int | None = Field(None, ge=1)
@@ -51,9 +57,9 @@ class Select(Operator):
 
     @model_serializer(mode="wrap")
     def _without_unused(self, told: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Recipes that are older than the two keys have the key that they had.
+        # Recipes that are older than these keys have the key that they had.
         data: dict[str, Any] = told(self)
-        return {k: v for k, v in data.items() if k not in ("wanted", "told") or v}
+        return {k: v for k, v in data.items() if k not in ("wanted", "told", "replay") or v}
 
     @property
     def choice(self) -> Choice:
@@ -66,6 +72,7 @@ class Select(Operator):
             per_prompt=self.per_prompt,
             wanted=self.wanted or "NULL",
             told=self.told or "NULL",
+            replay=self.replay,
         )
 
     def check_sql(self, where: str, judges: Sequence[str]) -> list[Problem]:
@@ -105,10 +112,12 @@ class Pair(Operator):
 
     `best_worst`: the best that ended against the worst. `best_random`: against any worse one.
     `correct_incorrect`: each better one against each worse one. `revised_original`: a rewrite against the
-    answer that it rewrites, where the judge finds it better; in any case where there is no judge. With the
-    verifier, chosen must pass: partial credit was measured to teach the form of an answer at the cost of
-    its content. From comparisons, best is who wins most, chosen has always beaten rejected when they were
-    shown together, and the pair's probability is the mean over all showings of the two.
+    answer that it rewrites, where the judge finds it better; in any case where there is no judge. `contrast`: every
+    answer of a step against every answer of the steps that `of` names after it (RLCD, ALMoST, GRATH), and no judge
+    is needed; one that `by` names must agree. `gold_self` is the same with a check that the first step is no answer
+    of the student's, and the others are (SPIN). With the verifier, chosen must pass: partial credit was measured to
+    teach the form of an answer at the cost of its content. From comparisons, best is who wins most, chosen has always
+    beaten rejected when they were shown together, and the pair's probability is the mean over all showings of the two.
     """
 
     name: ClassVar[str] = "pair"
@@ -116,7 +125,8 @@ class Pair(Operator):
     needs: ClassVar[tuple[Makes, ...]] = ("completions",)
 
     of: str | tuple[str, ...] = ()
-    """Steps whose completions are paired; of `revised_original` those with the rewrites."""
+    """Steps whose completions are paired; of `revised_original` those with the rewrites, of `contrast` and `gold_self`
+    the better one first."""
     by: str = ""
     """Judge whose values or comparisons decide; the one judge that gave some, where there is one."""
     from_: Labels | None = Field(None, alias="from")
@@ -125,15 +135,30 @@ class Pair(Operator):
     """Pairing rule."""
     correct: tuple[Effect, ...] = ()
     """What is taken out of the judge's comparisons, as far as the store shows it: see docs/judging.md."""
+    replay: int = Field(0, ge=0)
+    """Earlier rounds whose answers of these steps are paired too, those of a round among themselves."""
+    per_prompt: int | None = Field(None, ge=1)
+    """Most pairs of one prompt: the newest, of these those with the widest margin, of these those of the same slot."""
+    min_margin: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Smallest margin, chosen less rejected, of a pair that is made."""
+    length_ratio: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Most characters of chosen for each of rejected; a pair beyond it is dropped, so that length alone is not learned."""
     limit: int | None = Field(None, ge=1)
     """Most pairs kept, in an order that the seed gives."""
 
     @model_serializer(mode="wrap")
     def _as_before(self, told: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Ids depend on the settings: a recipe that uses neither key must keep its own.
+        # Ids depend on the settings: a recipe that uses none of the keys must keep its own.
         data: dict[str, Any] = told(self)
-        unused = [key for key in ("from", "from_", "correct") if not data.get(key, True)]
+        unused = [key for key in _LATER if not data.get(key, True)]
         return {key: value for key, value in data.items() if key not in unused}
+
+    def check(self, where: str) -> list[Problem]:
+        """Find a rule that lacks the steps that it sets against each other."""
+        if self.rule not in BY_STEPS or len(self.sources()) > 1:
+            return []
+        hint = "say `of: [BETTER, WORSE]`"
+        return [Problem(f"{where}.of", f"{self.rule} sets steps against each other", hint)]
 
     @property
     def compares(self) -> bool:
@@ -154,6 +179,10 @@ class Pair(Operator):
                 seed=turn.run.seed,
                 labels="comparisons" if self.compares else "scores",
                 shift=bias.shift(self.correct) if bias else NOTHING,
+                replay=self.replay,
+                per_prompt=self.per_prompt,
+                min_margin=self.min_margin,
+                length_ratio=self.length_ratio,
             )
             rows = [self._row(turn, pair) for pair in pairs(turn.run.store, query)]
             rows.sort(key=lambda row: str(row["id"]))
@@ -193,6 +222,10 @@ class Pair(Operator):
         }
 
 
+_LATER = ("from", "from_", "correct", "replay", "per_prompt", "min_margin", "length_ratio")
+"""Keys that older recipes do not have."""
+
+
 def settled(step: Pair, given: Collection[tuple[str, Labels]]) -> Pair:
     """Return the step with `by` and `from` filled in, where what judges gave leaves one possibility.
 
@@ -200,6 +233,8 @@ def settled(step: Pair, given: Collection[tuple[str, Labels]]) -> Pair:
         step: as it was written.
         given: the judges of the answers, each with what it gave.
     """
+    if step.rule in BY_STEPS and not step.by:
+        return step  # a judge of other answers is not meant
     fitting = {(j, f) for j, f in given if step.by in ("", j) and step.from_ in (None, f)}
     if len({judge for judge, _ in fitting}) != 1:
         return step
@@ -214,8 +249,8 @@ def unsettled(step: Pair, given: Collection[tuple[str, Labels]], where: str) -> 
     """Return what keeps a settled step from pairing the answers."""
     judges = sorted({judge for judge, _ in given})
     kinds = {labels for judge, labels in given if judge == step.by}
-    if step.rule == "revised_original" and not step.by and not judges:
-        return [Problem(f"{where}.correct", _ONLY)] if step.correct else []
+    if not step.by and (step.rule in BY_STEPS or (step.rule in ALONE and not judges)):
+        return _unjudged(step, where)
     if not judges:
         hint = "put a `score` or a `compare` step before"
         return [Problem(where, "nothing has scored or compared these completions", hint)]
@@ -233,6 +268,14 @@ def unsettled(step: Pair, given: Collection[tuple[str, Labels]], where: str) -> 
         what = f"{step.by} has both scored and compared them"
         return [Problem(f"{where}.from", what, "say `from: scores` or `from: comparisons`")]
     return [Problem(f"{where}.correct", _ONLY)] if step.correct and not step.compares else []
+
+
+def _unjudged(step: Pair, where: str) -> list[Problem]:
+    """Return the settings that say nothing where the rule alone decides."""
+    idle = {"correct": step.correct, "from": step.from_, "min_margin": step.min_margin}
+    what = "says nothing where no judge decides"
+    problems = [Problem(f"{where}.{k}", what, "name one with `by:`") for k, v in idle.items() if v]
+    return [Problem(f"{where}.correct", _ONLY)] if step.correct else problems
 
 
 _ONLY = "only comparisons are corrected, and these pairs come of none"

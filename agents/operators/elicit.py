@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from ...errors import Problem
 from ...policies.policy import Sampling
 from ...store.facts import read_critiques, read_failures
 from ...types import Completion, Message, Prompt
 from ..answer import Asked, answer
+from ..asked_prompts import asked_prompts
 from ..edited_answer import edited
 from ..operator import Advance, Makes, Operator, Turn
+from ..right_answer import right_answer
 from ..roles import STUDENT
 from ..template import fill, sound, template
 from .feedback import answers_of
 
 
 class Sample(Operator):
-    """Let a role answer each prompt of the round `k` times.
+    """Let a role answer each prompt of the round `k` times, or those that steps before it have proposed or kept.
 
     Survey family: labelling (Eq. 3) where the role is a teacher, self-knowledge (Eq. 8) where it is the
     student. A role with a context is prompt distillation: training leaves the context out.
@@ -29,7 +31,12 @@ class Sample(Operator):
 
     name: ClassVar[str] = "sample"
     makes: ClassVar[Makes] = "completions"
+    needs: ClassVar[tuple[Makes, ...]] = ("prompts", "rows")
+    asks_prompts: ClassVar[bool] = True
 
+    of: str | tuple[str, ...] = ()
+    """Whose prompts are answered: of `propose` steps, or of what `select` steps have kept; `round` in the list adds
+    the round's own, which are asked alone where it is left out."""
     role: str = STUDENT
     """Who answers."""
     k: int = Field(4, ge=1, le=1024)
@@ -43,6 +50,16 @@ class Sample(Operator):
     max_tokens: int = Field(256, ge=1)
     """Longest answer; a cut one is never chosen."""
 
+    @model_serializer(mode="wrap")
+    def _without_unused(self, told: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Recipes that are older than the key have the ids that they had.
+        data: dict[str, Any] = told(self)
+        return {k: v for k, v in data.items() if k != "of" or v}
+
+    def required(self) -> tuple[Makes, ...]:
+        """Nothing, unless `of` names it: a round has prompts of its own."""
+        return self.needs if self.of else ()
+
     def roles(self) -> tuple[str, ...]:
         """The one role that answers."""
         return (self.role,)
@@ -54,7 +71,7 @@ class Sample(Operator):
 
     async def advance(self, turn: Turn) -> Advance:
         """Sample one chunk of (prompt, slot), all slots of a prompt side by side."""
-        prompts = turn.run.round_prompts(turn.round)
+        prompts = asked_prompts(turn, self.named())
         planned = [Asked(prompt, slot) for prompt in prompts for slot in range(self.k)]
         if not turn.done:
             began = time.monotonic()
@@ -145,8 +162,8 @@ class Rewrite(Operator):
         if self.given == "nothing":
             return [("Look at it again.", None)]
         if self.given == "reference":
-            reference = prompt.reference or prompt.answer
-            return [(f"A right answer is: {reference}", None)] if reference else []
+            right = right_answer(prompt)
+            return [(f"A right answer is: {right}", None)] if right else []
         lead = "These checks failed: " if self.given == "error" else ""
         return [(lead + text, source) for text, source in found.get(said.id, [])]
 

@@ -31,18 +31,21 @@ from ..answer import Asked, answer
 from ..dataset import Sources, prepare
 from ..drift import watch
 from ..judge import JudgeSpec, Scorer, let_go, needs_group, roles_of, scorer
+from ..judge_making import Making, make_judge
+from ..judges.trained import Trained
 from ..operator import Advance, Makes, Operator, Turn
-from ..people import is_person
+from ..pair_exam import SHARE
 from ..prompt_rows import prepare_prompts
 from ..roles import STUDENT
 from ..rollouts import Reward
 from ..speaker import bind
 from ..speakers import Speakers
+from ..train_checks import unfit
 from ..training import run_job
 from ..verdicts import judge_chunk
 from .feedback import Judging
 
-_LATER = {"most_cut": 0.2, "rewards": [], "teacher": "", "given": ""}
+_LATER = {"most_cut": 0.2, "rewards": [], "teacher": "", "given": "", "held_back": None}
 """Keys that older recipes do not have, as they are written where nobody has set them."""
 
 
@@ -62,16 +65,21 @@ class Train(Operator):
 
     The trainer's own settings stand beside `trainer`: `train: {trainer: dpo, beta: 0.1}`. Training
     prompts are rendered without the role's context (context distillation), unless `keep_context`.
+
+    With the trainer `reward` what comes out is a judge of this round, which later steps ask as
+    `{trained: {step: NAME}}`. It is examined on pairs that were held back from its training; where they do not
+    prove it, the round ends and is rejected, unless the recipe says `unproven_judge: allow`.
     """
 
     name: ClassVar[str] = "train"
     makes: ClassVar[Makes] = "revision"
     needs: ClassVar[tuple[Makes, ...]] = ("rows",)
+    """And `prompts` for a trainer that samples."""
 
     trainer: str | dict[str, Any]
     """A trainer's name, or `{name: {settings}}`."""
     of: str | tuple[str, ...] = ()
-    """The select or pair step whose rows train; of a trainer that samples, whose prompts."""
+    """The select or pair step whose rows train; of a trainer that samples, the select or propose step whose prompts."""
     from_: Literal["champion", "initial"] = Field("champion", alias="from")
     """Where training begins."""
     reference: Literal["start", "previous", "initial"] = "start"
@@ -86,6 +94,9 @@ class Train(Operator):
     given: Literal["", "critique", "answer", "reference", "unrelated"] = ""
     """For `self_distill`: what the teaching student sees, of the answers that the step `of` has kept; `unrelated` is
     an answer to another prompt, and a control."""
+    held_back: float | None = Field(None, ge=0, lt=1)
+    """Of a step that makes a judge: share of the prompts whose pairs examine it instead of training it, 0.1 where it is
+    left out; 20 prompts at least, or a third where there are fewer than 60. With 0 nothing proves the judge."""
     most_cut: float = Field(0.2, ge=0, le=1)
     """Share of the round's answers that may be cut at `max_tokens`; above it nothing is trained, because
     what could still be learned of the round is its short answers."""
@@ -129,75 +140,12 @@ class Train(Operator):
         return built
 
     def check(self, where: str) -> list[Problem]:
-        """Find a trainer that does not exist, has wrong settings, or makes no student."""
+        """Find a trainer that does not exist, has wrong settings, or needs others than it has."""
         try:
             trainer = self.load_trainer(f"{where}.trainer")
         except BadInput as error:
             return list(error.problems)
-        found = (self._misjudged, self._mistaught, self._idle)
-        if problems := [problem for find in found for problem in find(trainer, where)]:
-            return problems
-        if trainer.makes == "judge":
-            what = f"{trainer.name} makes a judge, and a round trains a student"
-            return [Problem(f"{where}.trainer", what, "`redistill judge train RUN` runs it")]
-        return []
-
-    def _misjudged(self, trainer: Trainer, where: str) -> list[Problem]:
-        """Find judges that a trainer has no use for or lacks, and what is wrong with them."""
-        if trainer.asks != "judge":
-            what = f"{trainer.name} asks no judge while it trains"
-            return [Problem(f"{where}.judge", what, "leave it out")] if self.rewards else []
-        if not self.rewards:
-            what = f"{trainer.name} samples while it trains, and nobody judges that"
-            return [Problem(f"{where}.judge", what, "say `judge: verifier`, or another")]
-        problems: list[Problem] = []
-        names: set[str] = set()
-        for spec in self.rewards:
-            try:
-                judge = scorer(spec.judge, f"{where}.judge")
-            except BadInput as error:
-                problems += error.problems
-                continue
-            if is_person(judge):
-                what = f"{trainer.name} cannot wait for people"
-                problems.append(Problem(f"{where}.judge", what, "people judge in `score`"))
-            if judge.name in names:
-                what = f"two judges are named {judge.name!r}"
-                problems.append(Problem(f"{where}.rewards", what, "give one another `name`"))
-            names.add(judge.name)
-        return problems
-
-    def _idle(self, trainer: Trainer, where: str) -> list[Problem]:
-        """Find settings that a trainer that samples makes nothing of."""
-        if not trainer.samples:
-            return []
-        idle = {
-            "keep_context": (self.keep_context, "it samples on plain prompts"),
-            "reference": (self.reference != "start" and not trainer.anchored, "`beta` is 0"),
-        }
-        return [
-            Problem(f"{where}.{key}", f"says nothing to {trainer.name}: {why}", "leave it out")
-            for key, (told, why) in idle.items()
-            if told
-        ]
-
-    def _mistaught(self, trainer: Trainer, where: str) -> list[Problem]:
-        """Find a teacher that a trainer has no use for, or lacks."""
-        own = isinstance(trainer, SelfDistill)
-        control = isinstance(trainer, SelfDistill) and trainer.negative
-        wants = {"teacher": trainer.asks == "teacher" and not own, "given": own and not control}
-        hints = {
-            "teacher": "name a role: `teacher: helper`",
-            "given": "say what it sees: `given: critique`, answer or reference",
-        }
-        problems = []
-        for key, wanted in wants.items():
-            if wanted and not getattr(self, key):
-                problems.append(Problem(f"{where}.{key}", f"{trainer.name} needs it", hints[key]))
-            if getattr(self, key) and not wanted:
-                what = f"{trainer.name} has no use for it"
-                problems.append(Problem(f"{where}.{key}", what, "leave it out"))
-        return problems
+        return unfit(self, trainer, where)
 
     def teachers(self) -> dict[str, str]:
         """Return the roles that teach, by a prompt's tag, or `*` for all others."""
@@ -209,8 +157,14 @@ class Train(Operator):
         """Return the judges that reward rollouts, each with how it is named."""
         return [(scorer(r.judge, f"{self.step}.judge"), r.judge) for r in self.rewards]
 
+    def made(self) -> Makes:
+        """What comes of the trainer: the next student, or a judge."""
+        return "judge" if self.load_trainer().makes == "judge" else "revision"
+
     def judges(self) -> Mapping[str, str]:
-        """The judges that reward rollouts."""
+        """The judges that reward rollouts, or the one that is made."""
+        if self.made() == "judge":
+            return {self.step: Trained(step=self.step).revision}
         return {judge.name: judge.revision for judge, _ in self.reward_judges()}
 
     def roles(self) -> tuple[str, ...]:
@@ -222,11 +176,15 @@ class Train(Operator):
         """A trainer that samples needs no rows, unless it trains on answers that stand, or shows them to itself."""
         trainer = self.load_trainer()
         own = isinstance(trainer, SelfDistill) and self.given != "reference"
-        return self.needs if self.of or own or trainer.reads else ()
+        asks = trainer.samples and not own and not trainer.reads
+        makes: tuple[Makes, ...] = (*self.needs, "prompts") if asks else self.needs
+        return makes if self.of or own or trainer.reads else ()
 
     async def advance(self, turn: Turn) -> Advance:
-        """First freeze the training rows, then run the job: two super-steps."""
+        """First freeze the training rows, then run the job: two super-steps; a judge is examined in a third."""
         trainer = self.load_trainer()
+        if trainer.makes == "judge":
+            return await make_judge(turn, self._making(trainer))
         if turn.cursor == 1:
             # The job tells its own progress, by optimiser step.
             rewards = [
@@ -257,6 +215,16 @@ class Train(Operator):
                 rows = await prepare(turn, trainer, sources)
             turn.commit(rows, time.monotonic() - began)
         return Advance(1)
+
+    def _making(self, trainer: Trainer) -> Making:
+        return Making(
+            of=next(iter(self.sources())),
+            start=self.from_,
+            called=self.trainer_name,
+            trainer=trainer,
+            held_back=SHARE if self.held_back is None else self.held_back,
+            most_cut=self.most_cut,
+        )
 
 
 class Evaluate(Judging):

@@ -42,6 +42,33 @@ ANSWERS: tuple[Table, ...] = (
         checks=("split IN ('train', 'heldout', 'test')",),
     ),
     Table(
+        "proposal",
+        "What a propose step was told by a role, read as a prompt, and what became of it",
+        (
+            ID,
+            ROUND,
+            STEP,
+            column("position", "INTEGER", "Place among the calls of its step, from 0"),
+            column("completion_id", "UUID", "completion.id of what the role said"),
+            column("seeds", "UUID[]", "prompt.ids that it was shown"),
+            column("answer_id", "UUID?", "completion.id of the failed answer that it was shown"),
+            column("text_hash", "VARCHAR", "content.hash of the prompt as it was read"),
+            column("verdict", "VARCHAR", "kept, or why it was refused"),
+            column("nearest_id", "UUID?", "prompt.id of the prompt that it is most like"),
+            column("similarity", "DOUBLE?", "How alike the two are"),
+            column(
+                "measure", "VARCHAR?", "What the similarity is: rouge_l, minhash, ngrams or equal"
+            ),
+            column("prompt_id", "UUID?", "prompt.id that it became; NULL where it was refused"),
+            CREATED,
+        ),
+        checks=(
+            one_of("verdict", ("kept", "known", "alike", "leaks", "short", "long", "empty", "cut")),
+            "(verdict = 'kept') = (prompt_id IS NOT NULL)",
+            "similarity >= 0 AND similarity <= 1",
+        ),
+    ),
+    Table(
         "rendered_prompt",
         "A prompt with a role's context as the exact token ids that a policy saw",
         (

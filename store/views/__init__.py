@@ -8,6 +8,7 @@ from ..view import View
 from .answers import ANSWERS, ANSWERS_ABOUT, JUDGE_COLUMN, SCORES, answers, judge_columns
 from .bradley_terry import BRADLEY_TERRY
 from .datasets import DATASETS
+from .proposed import PROPOSALS
 from .statistics import STATISTICS, snapshot
 
 __all__ = [
@@ -30,7 +31,7 @@ VERSION = 1
 
 def stored(judges: Sequence[str]) -> tuple[View, ...]:
     """Return the views that stand in the file, but for `snapshot`."""
-    return (answers(judges), SCORES, *STATISTICS, *DATASETS)
+    return (answers(judges), SCORES, PROPOSALS, *STATISTICS, *DATASETS)
 
 
 BY_NAME: dict[str, View] = {

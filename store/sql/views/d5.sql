@@ -13,4 +13,4 @@ SELECT
 FROM prompt p
 JOIN content asked ON asked.hash = p.messages_hash AND asked.round = p.round AND asked.forgotten_at IS NULL
 LEFT JOIN content details ON details.hash = p.details_hash AND details.round = p.round
-WHERE p.split = 'train'
+WHERE p.split = 'train' AND NOT list_contains(p.tags, 'redistill:proposing')
