@@ -24,6 +24,7 @@ from ..store.facts import IMPORTED
 from ..store.query import read_rows, snapshot
 from ..store.store import FILE, Row, Rows, Store, now
 from . import plugins
+from .gating import admission_rows
 from .opening import RECIPE, adopt, link_or_copy, run_folder, run_row
 from .operators.improve import Evaluate
 from .recipe import KEYS, Recipe, load_recipe
@@ -274,4 +275,5 @@ def _opening_rows(source: Path, parent: Path, recipe: Recipe, reused: Reused) ->
         "content": texts,
         "revision": revisions,
         "event": [event],
+        **admission_rows(recipe),
     }

@@ -101,6 +101,10 @@ def _wanted(table: Table) -> str:
         followed = f"o.id IN (SELECT prompt_id FROM ({asked}) WHERE prompt_id IS NOT NULL)"  # noqa: S608
         return f"list_contains(o.tags, {quote(IMPORTED)}) OR (o.round > 0 AND {followed})"
     earlier = "o.round < $before"
+    if (
+        table.name == "admission"
+    ):  # of round 0 are those of the recipe's judges, which each run writes as it begins
+        earlier += " AND o.round > 0"
     if not any(column.name == "step" for column in table.columns):
         return earlier
     earlier += " AND NOT list_contains($without::VARCHAR[], o.step)"

@@ -632,6 +632,21 @@ def test_a_fork_has_every_row_of_the_rounds_before(loop_run: Path, tmp_path: Pat
     assert [a.round for a in _apply(folder, "score: {of: sample, judge: shortest}")] == [1]
 
 
+def test_a_fork_of_a_run_with_an_unproven_judge_says_so_in_rows_of_its_own(tmp_path: Path) -> None:
+    """What was known of a judge as the fork began stands once, and the ledger counts it."""
+    recipe = _recipe() | {"unproven_judge": "allow"}
+    recipe["round"] = [
+        {"score": {"judge": "longest", "as": "by_length"}} if "score" in step else step
+        for step in recipe["round"]
+    ]
+    recipe["round"][2] = {"select": {"where": "longest > 0", "per_prompt": 1}}
+    parent = _begin(tmp_path, recipe)
+    folder = _fork(parent, tmp_path, 2, "select.per_prompt=2")
+    judges = "SELECT judge, verdict FROM admission"
+    assert read_rows(folder, judges) == read_rows(parent, judges) != []
+    assert not [check for check in examine_run(folder) if check["state"] == "bad"]
+
+
 def test_a_fork_of_the_gate_trains_nothing(
     loop_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
