@@ -139,7 +139,7 @@ def _win(pair: Row, said: Mapping[str, Any]) -> float | None:
 def _admission(turn: Turn, judge: Comparer, pairs: Sequence[Row], of: str, found: Agreement) -> Row:
     return {
         "id": row_id(
-            *("admission",),
+            "admission",
             run=turn.run.key,
             round=turn.round,
             step=turn.step,
