@@ -203,6 +203,40 @@ def _completion(
     )
 
 
+def worded(
+    row: Row, prompt: Prompt, text: str, *, model: str, revision: str | None
+) -> tuple[Row, Completion]:
+    """Return the row of an answer that no model has sampled, and the answer: its text, whole, and no tokens.
+
+    Args:
+        row: what is known of it: its id, its facts, the hash of its text.
+        prompt: what it answers.
+        text: what it says.
+        model: who stands for a model.
+        revision: what stands for weights; None where nothing does.
+    """
+    payload = {
+        "temperature": None,
+        "sampling": "{}",
+        "revision": revision,
+        "model": model,
+        "payload_hash": content_hash([text, "stop"]),
+        "finish_reason": "stop",
+        "tokens": None,
+        "seconds": 0.0,
+    }
+    said = Completion(
+        id=row["id"],
+        prompt_id=prompt.id,
+        text=text,
+        token_ids=(),
+        logprobs=(),
+        finish_reason="stop",
+        revision=revision or "",
+    )
+    return row | payload, said
+
+
 def too_long(turn: Turn, prompt: Prompt, room: int) -> Row:
     """Return the event of a prompt that leaves no room for an answer; `room` is for its tokens."""
     detail = {"prompt_id": prompt.id, "room": room}

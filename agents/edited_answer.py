@@ -8,11 +8,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from ..hashing import content_hash, row_id
+from ..hashing import row_id
 from ..policies.policy import Sampling
 from ..store.store import Row, content
-from ..types import Completion
-from .answer import Answered, Asked, facts
+from .answer import Answered, Asked, facts, worded
 from .judges import edits
 from .judges.program import wanted
 from .operator import Turn
@@ -33,11 +32,12 @@ async def edited(turn: Turn, asked: Sequence[Asked]) -> Answered:
         if text is None:
             continue
         kept = content(text, turn.round)
-        row = facts(turn, PROGRAM, a, Sampling(), None) | _payload(text)
+        row = facts(turn, PROGRAM, a, Sampling(), None)
         row |= {"id": _id(turn, a), "text_hash": kept["hash"]}
+        row, said = worded(row, a.prompt, text, model=MODEL, revision=None)
         rows["completion"].append(row)
         rows["content"].append(kept)
-        completions.append((a.prompt, _completion(row["id"], a, text)))
+        completions.append((a.prompt, said))
     return Answered(rows, completions)
 
 
@@ -56,29 +56,4 @@ def _id(turn: Turn, asked: Asked) -> str:
         model=MODEL,
         slot=asked.slot,
         attempt=0,
-    )
-
-
-def _payload(text: str) -> Row:
-    return {
-        "temperature": None,
-        "sampling": "{}",
-        "revision": None,
-        "model": MODEL,
-        "payload_hash": content_hash([text, "stop"]),
-        "finish_reason": "stop",
-        "tokens": None,
-        "seconds": 0.0,
-    }
-
-
-def _completion(identifier: str, asked: Asked, text: str) -> Completion:
-    return Completion(
-        id=identifier,
-        prompt_id=asked.prompt.id,
-        text=text,
-        token_ids=(),
-        logprobs=(),
-        finish_reason="stop",
-        revision="",
     )

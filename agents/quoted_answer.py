@@ -13,8 +13,8 @@ from ..errors import Problem
 from ..hashing import content_hash, row_id
 from ..policies.policy import Sampling
 from ..store.store import Row, content, now
-from ..types import Completion, Prompt
-from .answer import Answered, Asked, completion_id, facts
+from ..types import Prompt
+from .answer import Answered, Asked, completion_id, facts, worded
 from .operator import Turn
 from .operators.elicit import Sample
 from .recipe import Recipe
@@ -33,11 +33,12 @@ def quote(turn: Turn, role: str, asked: Sequence[Asked], sampling: Sampling) -> 
         if not (right := right_answer(a.prompt)):
             continue
         text = content(right, turn.round)
-        row = facts(turn, role, a, sampling, None) | _payload(right)
-        row |= {"id": completion_id(turn, role, a, REVISION, sampling), "text_hash": text["hash"]}
+        row = facts(turn, role, a, sampling, None) | {"text_hash": text["hash"]}
+        row |= {"id": completion_id(turn, role, a, REVISION, sampling)}
+        row, said = worded(row, a.prompt, right, model=REFERENCES, revision=REVISION)
         rows["completion"].append(row)
         rows["content"].append(text)
-        completions.append((a.prompt, _completion(row["id"], a.prompt, right)))
+        completions.append((a.prompt, said))
     if bare := [a.prompt.id for a in asked if not right_answer(a.prompt)]:
         rows["event"] = [_unquoted(turn, bare)]
         told = f"{len(bare)} of {len(asked)} prompts left out: they have no reference"
@@ -60,31 +61,6 @@ def check_quoted(recipe: Recipe, prompts: Sequence[Prompt]) -> list[Problem]:
         and not step.sources()  # other prompts than those of the file are not known yet
         and recipe.roles[step.role].policy == REFERENCES
     ]
-
-
-def _payload(text: str) -> Row:
-    return {
-        "revision": REVISION,
-        "model": REFERENCES,
-        "temperature": None,
-        "sampling": "{}",
-        "payload_hash": content_hash([text, "stop"]),
-        "finish_reason": "stop",
-        "tokens": None,
-        "seconds": 0.0,
-    }
-
-
-def _completion(identifier: str, prompt: Prompt, text: str) -> Completion:
-    return Completion(
-        id=identifier,
-        prompt_id=prompt.id,
-        text=text,
-        token_ids=(),
-        logprobs=(),
-        finish_reason="stop",
-        revision=REVISION,
-    )
 
 
 def _unquoted(turn: Turn, prompts: Sequence[str]) -> Row:
