@@ -91,8 +91,13 @@ def main() -> None:
         if not told.runs:
             shutil.rmtree(runs, ignore_errors=True)
     kept = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {}
-    RESULTS.write_text(json.dumps(kept | found, indent=1) + "\n", "utf-8")
+    RESULTS.write_text(json.dumps(in_order(kept | found), indent=1) + "\n", "utf-8")
     print(comparison(found))
+
+
+def in_order(found: dict[str, Row]) -> dict[str, Row]:
+    """Return figures with the presets first, and the others by name."""
+    return {name: found[name] for name in sorted(found, key=lambda n: (n not in PRESETS, n))}
 
 
 def chosen(asked: str) -> list[str]:

@@ -11,6 +11,7 @@ SMOLLM2 = "smollm2_"
 """How the names of recipes for SmolLM2 begin; all others are of the toy."""
 _HEADS = (
     "recipe",
+    "seeds",
     "before",
     "gain on test",
     "tokens an answer",
@@ -35,6 +36,7 @@ def comparison(found: Mapping[str, Figures]) -> str:
 def _line(name: str, row: Figures) -> str:
     cells = [
         name,
+        str(len(row["by_seed"])),
         f"{row['before']:.3f}",
         f"{row['gain']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",
         f"{row['length_before']:.1f} → {row['length_after']:.1f}",
@@ -52,11 +54,10 @@ def sections(figures: Mapping[str, Figures]) -> list[str]:
     toy = {name: row for name, row in figures.items() if name not in real}
     parts = []
     if toy:
-        seeds = max(len(row["by_seed"]) for row in toy.values())
         parts += [
             "## What they came to\n",
             (
-                f"`make bench-recipes` runs the seven presets with {seeds} seeds on the toy; "
+                "`make bench-recipes` runs the seven presets on the toy; "
                 '`make bench-recipes ARGS="--recipes all"` the others too.\n'
             ),
             comparison(toy) + "\n",

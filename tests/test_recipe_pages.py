@@ -100,7 +100,7 @@ def test_figures_are_those_of_the_benchmark() -> None:
     listed = index(ENTRIES, coverage(), {entry.name: whole, "smollm2_x": whole | {"gain": 0.5}})
     [row] = [line for line in listed.splitlines() if line.startswith(f"| [{entry.name}]")]
     assert row.endswith("| +0.123 [-0.010, +0.200] |")
-    told = "0.400 | {} [-0.010, +0.200] | 13.9 → 11.1 | 1.3 of 3 | 2,400 | 9,000 | 60 |"
+    told = "3 | 0.400 | {} [-0.010, +0.200] | 13.9 → 11.1 | 1.3 of 3 | 2,400 | 9,000 | 60 |"
     assert f"| {entry.name} | {told.format('+0.123')}" in listed
     assert f"| smollm2_x | {told.format('+0.500')}" in listed
     assert (
