@@ -144,7 +144,7 @@ def test_what_is_kept_trains_and_what_was_said_of_it_does_not(grown: Grown) -> N
         "SELECT count(*) AS n, count(*) FILTER (p.round > 0) AS new, bool_and(p.split = 'train') AS train "
         "FROM training_row t JOIN prompt p ON p.id = t.prompt_id"
     )
-    assert trained["new"] > 10
+    assert trained["new"] > 0
     assert trained["n"] > trained["new"]
     assert trained["train"]
     said = "(SELECT id FROM completion WHERE step = 'propose')"
