@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from ..errors import BadInput
 from ..policies.revision import Revision
-from ..store.facts import find_completions, find_prompts
-from ..store.proposals import proposed
+from ..store.proposals import proposed, selected_answers
 from ..store.store import Row
 from ..trainers.distill import SELF, Distill, SelfDistill
 from ..trainers.sampling import Sampler
@@ -80,7 +79,9 @@ def _lessons(turn: Turn, trainer: Sampler, sources: Sources) -> list[Lesson]:
     lessons = [Lesson(prompt) for prompt in turn.run.round_prompts(turn.round)]
     if sources.step:  # a step is one of the two, and the other has no row of it
         new = proposed(turn.run.store, turn.round, sources.step)
-        lessons = _kept(turn, sources.step) + [Lesson(prompt) for prompt in new]
+        kept = selected_answers(turn.run.store, turn.round, sources.step)
+        lessons = [Lesson(prompt, said) for prompt, said in kept]
+        lessons += [Lesson(prompt) for prompt in new]
     if isinstance(trainer, SelfDistill):
         views = views_of(turn, sources.given, [(one.prompt, one.answer) for one in lessons])
         shown = [
@@ -101,19 +102,6 @@ def _lessons(turn: Turn, trainer: Sampler, sources: Sources) -> list[Lesson]:
             Lesson(one.prompt, one.answer, role, turn.run.cast.staging(role).stage(one.prompt))
         )
     return found
-
-
-def _kept(turn: Turn, step: str) -> list[Lesson]:
-    rows = turn.run.store.rows(
-        """
-        SELECT prompt_id::VARCHAR AS prompt, completion_id::VARCHAR AS answer FROM selection
-        WHERE round = ? AND step = ? ORDER BY position
-        """,
-        [turn.round, step],
-    )
-    said = find_completions(turn.run.store, [row["answer"] for row in rows])
-    prompts = find_prompts(turn.run.store, [row["prompt"] for row in rows])
-    return [Lesson(prompts[row["prompt"]], said[row["answer"]]) for row in rows]
 
 
 def _teacher(prompt: Prompt, sources: Sources) -> str:

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from children import start
 from test_crash import CHILD
+from two_names import two_names
 
 from redistill.agents.forking import fork
 from redistill.agents.loop import Place, resume, run
@@ -81,7 +82,7 @@ def recipe_of(
 ) -> dict[str, Any]:
     """Return a recipe of the fake student that begins with some steps, and keeps short answers."""
     recipe = fake_recipe(rounds=rounds)
-    recipe["roles"] = {"writer": {"policy": url, "model": "m"}}
+    recipe["roles"] = {"writer": {"policy": two_names(url), "model": "m"}}
     recipe["chunk"] = 8
     recipe["prompts"]["per_round"] = 10
     ends = recipe["round"][3:]
@@ -144,7 +145,7 @@ def test_what_is_kept_trains_and_what_was_said_of_it_does_not(grown: Grown) -> N
         "SELECT count(*) AS n, count(*) FILTER (p.round > 0) AS new, bool_and(p.split = 'train') AS train "
         "FROM training_row t JOIN prompt p ON p.id = t.prompt_id"
     )
-    assert trained["new"] > 0
+    assert trained["new"] > 10
     assert trained["n"] > trained["new"]
     assert trained["train"]
     said = "(SELECT id FROM completion WHERE step = 'propose')"
@@ -365,7 +366,7 @@ def test_topics_documents_prompts_and_failures(tmp_path: Path) -> None:
         "FROM proposal x JOIN proposals v ON v.id = x.id LEFT JOIN answers a ON a.id = x.answer_id "
         "WHERE x.step = 'again'",
     )
-    assert shown[0]["n"] == shown[0]["answers"] > 0  # how many fail depends on the server's port
+    assert shown[0]["n"] == shown[0]["answers"] > 10
     assert shown[0]["told"]
     [last] = read_rows(
         folder,
