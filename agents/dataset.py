@@ -18,6 +18,7 @@ from ..trainers.trainer import Trainer
 from ..types import Message, Prompt, TokenIds
 from .job_files import revision_named, write_job
 from .operator import Turn
+from .ranked_rows import Ranking, rankings
 from .reference import Asked, Reference, Spoken, refer
 from .respelling import respelt
 
@@ -55,10 +56,14 @@ class Item:
     """completion.id, of another prompt, that an unpaired loss sets it beside."""
     told: str | None = None
     """What the prompt says first."""
+    ranking: Ranking | None = None
+    """All answers of the prompt, of which `chosen` is the first."""
 
     @property
     def sides(self) -> tuple[str, ...]:
         """Every completion that the row holds."""
+        if self.ranking:
+            return self.ranking.answers
         return tuple(side for side in (self.chosen, self.rejected, self.other) if side)
 
     @property
@@ -138,6 +143,9 @@ def _items(turn: Turn, step: str, kind: RowsKind) -> list[Item]:
     )
     if kind == "pairs":
         return [Item(**row) for row in paired]
+    if kind == "ranked":
+        lists = rankings(paired)
+        return [Item(r.prompt_id, r.answers[0], weight=r.weight, ranking=r) for r in lists]
     if kind == "labelled":
         return _labelled([Item(**row) for row in selected], [Item(**row) for row in paired])
     # Pairs train supervised as their chosen side.
@@ -262,10 +270,9 @@ async def _gold(turn: Turn, items: Sequence[Item], known: dict[str, Prompt]) -> 
 
 def _training_row(turn: Turn, place: int, item: Item, material: Material) -> Row:
     reference = material.reference
+    parents = list(item.sides) if item.ranking else [item.chosen, item.rejected]
     row: Row = {
-        "id": row_id(
-            "training_row", round=turn.round, step=turn.step, parents=[item.chosen, item.rejected]
-        ),
+        "id": row_id("training_row", round=turn.round, step=turn.step, parents=parents),
         "round": turn.round,
         "step": turn.step,
         "split": "train",
@@ -283,6 +290,7 @@ def _training_row(turn: Turn, place: int, item: Item, material: Material) -> Row
         "probability": item.probability,
         "label": item.wanted,
         "other_id": item.other,
+        "ranked": list(item.ranking.answers) if item.ranking else None,
         "told": item.told,
         "tokens_from": _tokens_from(item, material.spoken),
         "created_at": now(),
@@ -343,4 +351,14 @@ def _answer(item: Item, material: Material) -> dict[str, Any]:
     }
 
 
-_MADE = {"completions": _completion, "pairs": _pair, "labelled": _answer}
+def _list(item: Item, material: Material) -> dict[str, Any]:
+    assert item.ranking is not None
+    return {
+        "prompt_ids": list(material.prompts[item.asked[0]]),
+        "answers_ids": [list(material.spoken[side].token_ids) for side in item.sides],
+        "better": list(item.ranking.better),
+        "worse": list(item.ranking.worse),
+    }
+
+
+_MADE = {"completions": _completion, "pairs": _pair, "labelled": _answer, "ranked": _list}

@@ -384,14 +384,20 @@ def largest_job(
                 trainer = step.load_trainer()
                 if isinstance(trainer, Sampler):
                     said = trainer.max_tokens
-                # A pair has its prompt once, an answer beside another prompt's has it twice.
+                # A pair has its prompt once, an answer beside another prompt's has it twice, a list each time.
                 rows = {"pairs": asked + 2 * said, "labelled": 2 * (asked + said)}
+                rows["ranked"] = _most_answers(stage.steps) * (asked + said)
                 tokens = rows.get(trainer.rows, asked + said)
                 held = _held(recipe, step, shapes)
                 job = first_that_fits(ways(trainer, shape, tokens, "full"), free - held)
                 found.append(job and replace(job, parts={**job.parts, **_part(held)}))
     jobs = [job for job in found if job is not None]
     return max(jobs, key=lambda job: job.total, default=None)
+
+
+def _most_answers(steps: Sequence[Operator]) -> int:
+    """Return how many answers a prompt may have."""
+    return sum(step.k for step in steps if isinstance(step, Sample)) or 1
 
 
 def _held(recipe: Recipe, step: Train, shapes: Mapping[str, Shape]) -> int:

@@ -222,11 +222,14 @@ class Workload:
         pairs = trainer.rows == "pairs"
         prompts = self._pool(step).count
         most = max(prompts, *self._made.values(), 1)
+        many = 2 if pairs else 1
+        if trainer.rows == "ranked":
+            many, most = max(1, most // max(1, prompts)), prompts
         if pairs:
             most = self._pairs.get(next(iter(step.sources()), ""), prompts)
         steps = trainer.plan(most)
         each = self._mean_asked() + self._recipe.evaluate.max_tokens
-        seen = steps * trainer.batch_size * (2 if pairs else 1)
+        seen = steps * trainer.batch_size * many
         rows = f"at most {steps} steps of {trainer.batch_size} rows"
         return Work(rows, 0, seen * each * _TRAINING_PASSES)
 

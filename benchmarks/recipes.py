@@ -1,7 +1,7 @@
 """What the recipes that ship come to: every one from the same start, its gain on `test`, and what it has cost.
 
     make bench-recipes                                        the seven presets, three rounds of the toy, three seeds
-    python benchmarks/recipes.py --recipes all                the twelve named systems too
+    python benchmarks/recipes.py --recipes all                the named systems too
     python benchmarks/recipes.py --smollm2                    one round of SmolLM2-135M on the quickstart's task, for three
 
 The gain is the paired difference on `test` of the last champion to the first student; its interval is over seeds and

@@ -126,7 +126,9 @@ def _problems(recipe: Recipe, prompts: Sequence[Prompt], found: RunPlan) -> list
         for step in stage.steps:
             if isinstance(step, Train):
                 trainer = step.load_trainer()
-                most = (train + new) * (1 if trainer.rows in ("pairs", "prompts") else sampled)
+                most = (train + new) * (
+                    1 if trainer.rows in ("pairs", "ranked", "prompts") else sampled
+                )
                 if trainer.plan(most) == 0:
                     problems.append(f"stage {index} trains nothing: {trainer.arithmetic(most)}")
     return problems

@@ -41,6 +41,7 @@ _SHAPES = {
     "completions": ("d1", "answers to learn"),
     "pairs": ("d2", "one answer over another"),
     "labelled": ("d3", "answers that are wanted or not"),
+    "ranked": ("d4", "answers to a prompt, best first"),
     "prompts": ("d5", "prompts, whose answers are sampled in training"),
 }
 """What a trainer reads -> the view of that dataset."""

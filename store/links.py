@@ -60,7 +60,7 @@ class Link:
 # Rows of stores that are older than the columns pair_id and selection_id are found by what they hold.
 _OLD = "t.pair_id IS NULL AND t.selection_id IS NULL"
 _OLD_PAIR = "p.round = t.round AND p.chosen_id = t.completion_id AND p.rejected_id = t.rejected_id"
-_OLD_SELECTION = "s.round = t.round AND s.completion_id = t.completion_id AND t.rejected_id IS NULL"
+_OLD_SELECTION = "s.round = t.round AND s.completion_id = t.completion_id AND t.rejected_id IS NULL AND t.ranked IS NULL"
 
 # The judgements that ordered a pair: those that its judge gave to both, the last attempt with a value. A
 # judge that was asked again after the pair was made has no part in it.
@@ -100,6 +100,15 @@ FROM after a JOIN evaluation e
   ON e.revision = a.champion AND e.split = 'heldout' AND e.round <= a.round
  AND e.prompts_hash = a.prompts_hash AND e.judge_revision = a.judge_revision AND e.decoding = a.decoding
 QUALIFY rank() OVER (PARTITION BY a.decision, a.judge_revision ORDER BY e.round DESC) = 1
+"""
+
+# A list is made of the pairs of its prompt, of the step that it was trained on.
+_LISTED = """
+SELECT p.id AS parent, t.id AS child, t.round AS place
+FROM training_row t
+JOIN step d ON d.round = t.round AND d.step = t.step
+JOIN pair p ON p.round = t.round AND p.prompt_id = t.prompt_id AND list_contains((d.settings -> 'of')::VARCHAR[], p.step)
+WHERE t.ranked IS NOT NULL
 """
 
 # A student that teaches itself was shown what its step's selection has kept of the prompt. Which of several answers it was
@@ -161,6 +170,7 @@ LINKS = (
         _plain("training_row", "pair_id") + " UNION ALL SELECT p.id, t.id, t.round "
         f"FROM training_row t JOIN pair p ON {_OLD_PAIR} WHERE {_OLD}",
     ),
+    Link("pair", "training_row", "lists", "listed in", _LISTED),
     Link(
         "selection", "training_row", "froze", "frozen as",
         _plain("training_row", "selection_id") + " UNION ALL SELECT s.id, t.id, t.round "

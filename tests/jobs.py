@@ -118,6 +118,26 @@ def labelled(count: int, seed: int = 0) -> list[Row]:
     ]
 
 
+def ranked(count: int, seed: int = 0) -> list[Row]:
+    """Make lists of four answers: the first is better than all, the next two are equal, the last is worse than all."""
+    draw = random.Random(seed)
+    order = [(0, 1), (0, 2), (0, 3), (1, 3), (2, 3)]
+    return [
+        {
+            "id": row["id"],
+            "prompt_ids": row["prompt_ids"],
+            "answers_ids": [
+                row["completion_ids"],
+                *([*(draw.randrange(4, 100) for _ in range(length)), 2] for length in (1, 6, 3)),
+            ],
+            "better": [better for better, _ in order],
+            "worse": [worse for _, worse in order],
+            "weight": 1.0,
+        }
+        for row in answers(count, seed)
+    ]
+
+
 def pairs(count: int, seed: int = 0) -> list[Row]:
     """Make DPO rows with reference log-probs out of thin air."""
     draw = random.Random(seed)

@@ -11,12 +11,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from jobs import Bench, Row, answers, labelled, load, pairs, watched_gradient
+from jobs import Bench, Row, answers, labelled, load, pairs, ranked, watched_gradient
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from redistill.trainers import losses
-from redistill.trainers.losses import PairLogps
+from redistill.trainers.listwise import PRO, RRHF, Listwise
+from redistill.trainers.losses import PairLogps, RankedLogps
 from redistill.trainers.preference import DPO, KTO, ORPO, TPO, Preference, SimPO
 from redistill.trainers.reward import Reward
 from redistill.trainers.supervised import SFT
@@ -126,6 +127,34 @@ def by_hand_kto(read: Read, rows: list[Row]) -> Tensor:
     return _mean(found, rows)
 
 
+def _by_token(read: Read, row: Row) -> list[Tensor]:
+    return [read(row["prompt_ids"], ids) / len(ids) for ids in row["answers_ids"]]
+
+
+def by_hand_rrhf(read: Read, rows: list[Row]) -> Tensor:
+    """Equations 2 to 4 of Yuan et al., with 0.6 of the best answer's mean loss."""
+    found = []
+    for row in rows:
+        p = _by_token(read, row)
+        behind = [p[w] - p[b] for b, w in zip(row["better"], row["worse"], strict=True)]
+        found.append(sum((d for d in behind if d > 0), start=torch.tensor(0.0)) - 0.6 * p[0])
+    return _mean(found, rows)
+
+
+def by_hand_pro(read: Read, rows: list[Row]) -> Tensor:
+    """Equation 16 of the survey, an answer beside all that are worse than it, with 0.6 of the best answer's mean loss."""
+    found = []
+    for row in rows:
+        p = _by_token(read, row)
+        loss = -0.6 * p[0]
+        for place, mine in enumerate(p):
+            worse = [w for b, w in zip(row["better"], row["worse"], strict=True) if b == place]
+            beside = torch.exp(mine) + sum(torch.exp(p[w]) for w in worse)
+            loss = loss - torch.log(torch.exp(mine) / beside)
+        found.append(loss)
+    return _mean(found, rows)
+
+
 @dataclass(frozen=True)
 class Case:
     """A trainer, its rows, and its loss by hand."""
@@ -172,6 +201,8 @@ CASES = {
     "simpo": Case(SimPO(beta=2.0, gamma=0.7, **SHORT), _pairs, by_hand_simpo),
     "tpo": Case(TPO(beta=0.05, alpha=0.6, **SHORT), _pairs, by_hand_tpo),
     "reward": Case(Reward(margin=0.4, labels="soft", center=0.05, **SHORT), _pairs, by_hand_reward),
+    "rrhf": Case(RRHF(nll=0.6, **SHORT), lambda n: _weighted(ranked(n)), by_hand_rrhf),
+    "pro": Case(PRO(nll=0.6, **SHORT), lambda n: _weighted(ranked(n)), by_hand_pro),
     "kto": Case(
         KTO(beta=0.2, desirable=1.5, undesirable=0.5, **SHORT),
         lambda n: _weighted(labelled(n)),
@@ -312,6 +343,35 @@ def _logp(model: Any, prompt: list[int], answer: list[int]) -> float:
     return float(logits.log_softmax(-1)[range(len(answer)), answer].sum())
 
 
+@pytest.mark.parametrize("kind", [RRHF, PRO])
+def test_lists_move_the_right_way(bench: Bench, kind: type[Listwise]) -> None:
+    """After thirty steps every better answer leads every worse one; of two equal ones nothing is asked."""
+    rows = ranked(4)
+    trainer = kind(batch_size=4, steps=30, learning_rate=1e-3)
+    result = bench.train("a", trainer, rows)
+    assert result.status == "trained", result.message
+    model = load(bench.run / "revisions" / str(result.revision))
+    for row in rows:
+        p = [_logp(model, row["prompt_ids"], ids) / len(ids) for ids in row["answers_ids"]]
+        assert all(p[b] > p[w] for b, w in zip(row["better"], row["worse"], strict=True))
+    ordered = [m["value"] for m in result.metrics if m["name"] == "ordered"]
+    assert ordered[0] < 1 == ordered[-1]
+
+
+def test_a_list_that_orders_nothing_is_refused(bench: Bench) -> None:
+    """A row says of at least two of its own answers which is better, before a model is loaded."""
+    changes: list[Row] = [
+        {"better": [], "worse": []},
+        {"worse": [1, 2, 3, 3, 4]},
+        {"better": [0]},
+    ]
+    for change in changes:
+        [row] = ranked(1)
+        result = bench.train("a", RRHF(batch_size=1, micro_batch=1, **SHORT), [row | change])
+        assert result.status == "failed"
+        assert "does not say which of its answers are better" in result.message
+
+
 def test_kto_moves_the_right_way(bench: Bench) -> None:
     """Wanted answers become likelier than unwanted ones, measured from where each began."""
     rows = labelled(8)
@@ -419,5 +479,44 @@ def test_kinds_are_spread_over_the_batches(kinds: list[int], seed: int) -> None:
 
 def test_every_preference_trainer_has_a_formula_here() -> None:
     """A new trainer cannot come without its formula."""
-    every = {*Preference.__subclasses__(), KTO, SFT, Reward}
+    every = {*Preference.__subclasses__(), *Listwise.__subclasses__(), KTO, SFT, Reward}
     assert {type(case.trainer) for case in CASES.values()} == every
+
+
+SCORES = st.lists(st.floats(-8, -0.01), min_size=2, max_size=6)
+
+
+def _lists(mean: Tensor, order: list[tuple[int, int]]) -> RankedLogps:
+    better, worse = (
+        torch.tensor([pair[side] for pair in order], dtype=torch.long) for side in (0, 1)
+    )
+    one = torch.zeros(len(mean), dtype=torch.long)
+    return RankedLogps(mean, one, torch.tensor([0]), better, worse)
+
+
+@given(SCORES)
+def test_of_a_full_ranking_pro_is_the_papers(scores: list[float]) -> None:
+    """Where every answer is better than all later ones, the loss is the product of first choices of Plackett and Luce."""
+    mean = torch.tensor(scores, dtype=torch.float64)
+    order = [(a, b) for a in range(len(scores)) for b in range(a + 1, len(scores))]
+    wanted = sum(mean[k:].logsumexp(0) - mean[k] for k in range(len(scores) - 1))
+    assert losses.pro(_lists(mean, order), 0.0)[0] == pytest.approx(float(wanted), abs=1e-9)
+
+
+@given(SCORES)
+def test_of_two_answers_pro_is_a_preference(scores: list[float]) -> None:
+    """A list of two is Bradley and Terry's pair on mean log-probs, as SimPO has it without a target."""
+    mean = torch.tensor(scores[:2], dtype=torch.float64)
+    wanted = losses.preference(mean[0] - mean[1], torch.tensor(1.0))
+    assert losses.pro(_lists(mean, [(0, 1)]), 0.0)[0] == pytest.approx(float(wanted), abs=1e-9)
+
+
+@given(SCORES)
+def test_rrhf_is_zero_only_in_order(scores: list[float]) -> None:
+    """Sorted scores cost nothing; a list in which a better answer is less likely does."""
+    order = [(a, b) for a in range(len(scores)) for b in range(a + 1, len(scores))]
+    falling = torch.tensor(sorted(scores, reverse=True), dtype=torch.float64)
+    assert losses.rrhf(_lists(falling, order), 0.0)[0] == 0
+    given_so = torch.tensor(scores, dtype=torch.float64)
+    sorted_so = bool((given_so[:-1] >= given_so[1:]).all())
+    assert (losses.rrhf(_lists(given_so, order), 0.0)[0] == 0) == sorted_so

@@ -1,4 +1,4 @@
-"""The nineteen recipes that ship: each runs on the toy, makes the rows, the shape and the loss that its paper's loop has.
+"""The recipes that ship: each runs on the toy, makes the rows, the shape and the loss that its paper's loop has.
 
 What is demanded of each is a line of the reduction of arXiv 2402.13116's systems: who writes, who judges, what is kept,
 what trains. Read from the store of a finished run, never from the recipe.
@@ -45,7 +45,7 @@ class Loop:
     keeps: str
     """How rows are chosen: `select`, or the rule of `pair`."""
     shape: str
-    """D1 answers, D2 pairs, D2s pairs with soft labels, D5 prompts with rewards, D6 with privileged text, D7 with what
+    """D1 answers, D2 pairs, D2s pairs with soft labels, D4 lists, D5 prompts with rewards, D6 with privileged text, D7 with what
     a teacher thinks of each token."""
     loss: str
     start: str = "champion"
@@ -110,6 +110,10 @@ TABLE: dict[str, tuple[Loop, ...]] = {
     "sdft": (
         Loop("sample student, train student", "verifier score", "select", "D6, D7", "self_distill"),
     ),
+    "rrhf": (Loop("own student, other twin", "judge score", "correct_incorrect", "D4", "rrhf"),),
+    "pro": (Loop("sample student", "judge compare", "correct_incorrect", "D4", "pro"),),
+    "lmsi": (Loop("sample student", "agreement score", "select", "D1", SFT),),
+    "ultrachat": (Loop("propose teacher, sample teacher", "", "select", "D1", SFT),),
     "iterative_rpo": (Loop("sample student", "verifier score", "correct_incorrect", "D2", RPO),),
 }
 
@@ -184,7 +188,7 @@ def finished_run(
 def test_the_table_is_of_all_that_ship() -> None:
     """No recipe ships that the table does not know, but for the two quickstarts."""
     assert set(TABLE) == {name for name in shipped() if not name.startswith("quickstart")}
-    assert len(TABLE) == 19
+    assert len(TABLE) == 23
 
 
 def test_each_makes_its_rows_shape_and_loss(finished_run: tuple[str, Path]) -> None:
@@ -382,6 +386,7 @@ def _shape(folder: Path, round_: int) -> str:
         """
         SELECT count(*) FILTER (r.rejected_id IS NOT NULL AND r.probability > 0 AND r.probability < 1) AS soft,
                count(*) FILTER (r.rejected_id IS NOT NULL) AS pairs,
+               count(*) FILTER (len(r.ranked) > 1) AS lists,
                count(*) FILTER (t.trainer = 'grpo' AND r.reward IS NOT NULL) AS rewarded,
                count(*) FILTER (r.rejected_id IS NULL AND r.reward IS NULL AND t.trainer = 'sft') AS answers,
                count(*) FILTER (t.trainer IN ('distill', 'self_distill')) AS thought_of,
@@ -394,6 +399,7 @@ def _shape(folder: Path, round_: int) -> str:
     shapes = [
         ("D1", found["answers"]),
         ("D2s" if found["soft"] else "D2", found["pairs"]),
+        ("D4", found["lists"]),
         ("D5", found["rewarded"]),
         ("D6", found["shown"]),
         ("D7", found["thought_of"]),

@@ -15,7 +15,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from .guarded import Guarded, Weighed, of_all
-from .losses import LabelledLogps, PairLogps
+from .losses import LabelledLogps, PairLogps, RankedLogps
 from .sharing import IGNORED, can_share, sharing
 from .trainer import Trainer
 
@@ -244,6 +244,35 @@ class AnswerLabels(Formula):
         if not bool(wanted.all()):
             self.note(**{"rewards/rejected": beta * gain[~wanted]})
         loss: Tensor = self.trainer.loss(found)  # type: ignore[attr-defined]
+        return loss
+
+
+class AnswerLists(Formula):
+    """Prompts with all their answers under the trainer's own loss."""
+
+    @staticmethod
+    def collate(rows: list[Row]) -> dict[str, Tensor]:
+        """Put all answers of all prompts below each other; places are among all of the batch."""
+        counts = [len(row["answers_ids"]) for row in rows]
+        begins = [sum(counts[:nth]) for nth in range(len(counts))]
+        prompts = [row["prompt_ids"] for row in rows for _ in row["answers_ids"]]
+        batch = padded(prompts, [ids for row in rows for ids in row["answers_ids"]])
+        for side in ("better", "worse"):
+            places = [b + n for b, row in zip(begins, rows, strict=True) for n in row[side]]
+            batch[side] = torch.tensor(places)
+        batch["prompt"] = torch.tensor([nth for nth, n in enumerate(counts) for _ in range(n)])
+        batch["best"] = torch.tensor(begins)
+        batch["weights"] = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
+        return batch
+
+    def losses(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        """Return each prompt's loss."""
+        mean = logps(model, inputs) / inputs["completion_mask"].sum(1)
+        names = ("prompt", "best", "better", "worse")
+        lists = RankedLogps(mean, *(inputs[name] for name in names))
+        lead = mean[lists.better] - mean[lists.worse]
+        self.note(**{"logps/best": mean[lists.best], "lead": lead, "ordered": (lead > 0).float()})
+        loss: Tensor = self.trainer.loss(lists)  # type: ignore[attr-defined]
         return loss
 
 

@@ -1,4 +1,4 @@
-"""Losses of preference pairs and of labelled answers, as formulas of log-probs.
+"""Losses of preference pairs, of labelled answers and of ranked ones, as formulas of log-probs.
 
 One value a row comes out, before its weight. Log-probs are natural and summed over an answer's tokens; every tensor
 has shape (B,). `tests/test_losses.py` checks each formula against one that is written out in float64.
@@ -128,6 +128,42 @@ def kto(answers: LabelledLogps, beta: float) -> Tensor:
     """
     gain = answers.logp - answers.ref - answers.shift
     return 1 - torch.sigmoid(beta * torch.where(answers.wanted, gain, -gain))
+
+
+@dataclass(frozen=True, slots=True)
+class RankedLogps:
+    """What is known of a batch of prompts, each with its answers: N answers, B prompts, P pairs of a better and a worse."""
+
+    mean: Tensor
+    """Mean log-prob of an answer's tokens; (N,)."""
+    prompt: Tensor
+    """Place of the prompt of each answer; (N,)."""
+    best: Tensor
+    """Place of the best answer of each prompt; (B,)."""
+    better: Tensor
+    """Place of the better answer of each pair; (P,)."""
+    worse: Tensor
+    """Place of the worse one; (P,)."""
+
+    def summed(self, values: Tensor, answers: Tensor) -> Tensor:
+        """Add values up by the prompt of the answers that they belong to; (B,)."""
+        none = torch.zeros(len(self.best), dtype=values.dtype, device=values.device)
+        return none.index_add(0, self.prompt[answers], values)
+
+
+def rrhf(lists: RankedLogps, nll: float) -> Tensor:
+    """Return RRHF's loss of each prompt; Yuan et al. 2023 (arXiv:2304.05302), equations 2 to 4."""
+    behind = (lists.mean[lists.worse] - lists.mean[lists.better]).clamp(min=0)
+    return lists.summed(behind, lists.better) - nll * lists.mean[lists.best]
+
+
+def pro(lists: RankedLogps, nll: float) -> Tensor:
+    """Return PRO's loss of each prompt; Song et al. 2023 (arXiv:2306.17492), equation 16 of the survey."""
+    every = torch.arange(len(lists.mean), device=lists.mean.device)
+    beside = torch.eye(len(every), dtype=torch.bool, device=every.device)
+    beside = beside.index_put((lists.better, lists.worse), beside.new_ones(()))
+    against = lists.mean.expand(len(every), -1).masked_fill(~beside, -torch.inf).logsumexp(1)
+    return lists.summed(against - lists.mean, every) - nll * lists.mean[lists.best]
 
 
 def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor, probability: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from ..errors import BadInput
 from ..hashing import content_hash
 
-RowsKind = Literal["completions", "pairs", "labelled", "prompts"]
+RowsKind = Literal["completions", "pairs", "labelled", "ranked", "prompts"]
 
 _IDS = pa.list_(pa.int32())
 _FLOATS = pa.list_(pa.float32())
@@ -54,6 +54,16 @@ ROWS: Mapping[RowsKind, pa.Schema] = {
             ("ref_other_logp", pa.float64()),
         ]
     ),
+    "ranked": pa.schema(
+        [
+            ("id", pa.string()),
+            ("prompt_ids", _IDS),
+            ("answers_ids", pa.list_(_IDS)),
+            ("better", _IDS),
+            ("worse", _IDS),
+            ("weight", pa.float64()),
+        ]
+    ),
     "prompts": pa.schema(
         [
             ("id", pa.string()),
@@ -69,9 +79,10 @@ ROWS: Mapping[RowsKind, pa.Schema] = {
     ),
 }
 """Columns of `rows.parquet`. Token ids are those that were sampled, the end token included; reference
-log-probs are sums over the completion's tokens, in nats, at T = 1. `other_ids` answer another prompt. Of a prompt that
-is sampled while a policy trains, `teacher_prompt_ids` is what its teacher sees, `completion_id` an answer that stands
-already, and `top_ids` and `top_logprobs` what the teacher thought of each of its tokens."""
+log-probs are sums over the completion's tokens, in nats, at T = 1. `other_ids` answer another prompt. `better` and
+`worse` are places among `answers_ids`, a pair each. Of a prompt that is sampled while a policy trains,
+`teacher_prompt_ids` is what its teacher sees, `completion_id` an answer that stands already, and `top_ids` and
+`top_logprobs` what the teacher thought of each of its tokens."""
 MAY_BE_MISSING = frozenset(
     (
         *("ref_chosen_logp", "ref_rejected_logp", "probability", "gold_ids", "token_weights"),

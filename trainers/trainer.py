@@ -39,6 +39,8 @@ BUILTINS = {
     "orpo": "redistill.trainers.preference:ORPO",
     "simpo": "redistill.trainers.preference:SimPO",
     "tpo": "redistill.trainers.preference:TPO",
+    "rrhf": "redistill.trainers.listwise:RRHF",
+    "pro": "redistill.trainers.listwise:PRO",
     "reward": "redistill.trainers.reward:Reward",
     "grpo": "redistill.trainers.reinforce:GRPO",
     "rloo": "redistill.trainers.reinforce:RLOO",

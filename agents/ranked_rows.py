@@ -1,0 +1,50 @@
+"""From the pairs of a prompt to one list: its answers best first, and which of them is better than which."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from ..store.store import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The answers to one prompt that stand in a pair."""
+
+    prompt_id: str
+    answers: tuple[str, ...]
+    """completion.ids, those first that are better than most."""
+    better: tuple[int, ...]
+    """Of each pair, the place of the better answer."""
+    worse: tuple[int, ...]
+    weight: float
+    """Mean of its pairs'."""
+
+
+def rankings(pairs: Iterable[Row]) -> list[Ranking]:
+    """Return a list for each prompt that has pairs, in the order in which the prompts come.
+
+    Args:
+        pairs: with `prompt_id`, `chosen`, `rejected` and `weight`.
+    """
+    by_prompt: dict[str, list[Row]] = {}
+    for pair in pairs:
+        by_prompt.setdefault(pair["prompt_id"], []).append(pair)
+    return [_ranking(prompt, found) for prompt, found in by_prompt.items()]
+
+
+def _ranking(prompt: str, pairs: Sequence[Row]) -> Ranking:
+    lead = Counter(pair["chosen"] for pair in pairs)
+    lead.subtract(pair["rejected"] for pair in pairs)
+    answers = sorted(lead, key=lambda answer: (-lead[answer], answer))
+    place = {answer: nth for nth, answer in enumerate(answers)}
+    return Ranking(
+        prompt_id=prompt,
+        answers=tuple(answers),
+        better=tuple(place[pair["chosen"]] for pair in pairs),
+        worse=tuple(place[pair["rejected"]] for pair in pairs),
+        weight=fmean(pair["weight"] for pair in pairs),
+    )
