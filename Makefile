@@ -14,7 +14,7 @@ ARGS    ?=
 export PYTHONSAFEPATH = 1
 
 .PHONY: setup quickstart control test test-slow test-recipes bench-recipes lint format schema docs bench bench-store bench-judges bench-pool \
-  bench-train bench-bakeoff bench-compute bench-self-distill bench-sample bench-gpu \
+  bench-train bench-bakeoff bench-compute bench-self-distill bench-ahead bench-sample bench-gpu \
   setup-vllm test-vllm clean
 
 setup: $(STAMP)
@@ -123,6 +123,10 @@ bench-compute: $(STAMP)
 # Self-distillation beside its two controls, on a toy student that has learned to read: about five minutes.
 bench-self-distill: $(STAMP)
 	$(BIN)/python benchmarks/self_distill.py
+
+# What sampling ahead of slow judges saves in a GRPO job, and what it costs in learning: about fifteen minutes.
+bench-ahead: $(STAMP)
+	$(BIN)/python benchmarks/ahead.py
 
 # Tokens for a second of processor time beside generate, vLLM and llama.cpp: about ten minutes.
 bench-sample: $(STAMP)

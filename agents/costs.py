@@ -104,13 +104,14 @@ def _trained_tokens(folder: Path, steps: int) -> int:
     own = read_rows(
         folder,
         """
-        SELECT r.prompt_id::VARCHAR AS prompt, c.tokens FROM training_row r
-        JOIN completion c ON c.id = r.completion_id
-        WHERE r.round = ? AND r.advantage IS NOT NULL
+        SELECT prompt_id::VARCHAR AS prompt, tokens FROM rollouts WHERE round = ?
+        UNION ALL
+        SELECT r.prompt_id::VARCHAR, c.tokens FROM training_row r JOIN completion c ON c.id = r.completion_id
+        WHERE r.round = ? AND r.advantage IS NOT NULL AND c.training_run_id IS NULL
         """,
-        [ROUND],
+        [ROUND, ROUND],
     )
-    if own:  # sampled while it trained: each rollout once
+    if own:  # sampled while it trained, or stood for what would have been sampled: each once
         asked = {row["id"]: len(row["prompt_ids"]) for row in rows}
         return sum(asked[row["prompt"]] + int(row["tokens"]) for row in own)
     [settings] = job.trainer.values()

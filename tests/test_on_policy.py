@@ -158,12 +158,14 @@ def facts(base: Path) -> dict[str, Any]:
     return {name: read_rows(folder, query) for name, query in queries.items()}
 
 
+@pytest.mark.parametrize("ahead", [0, 1])
 def test_killed_while_it_samples_ends_like_undisturbed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: int
 ) -> None:
     """SIGKILL after sampling, before and after judging, before a step and between two: the same rollouts, rewards and weights.
 
-    Only verdicts that were on their way when it died are asked for again.
+    Only verdicts that were on their way when it died are asked for again. What was sampled ahead of a checkpoint comes
+    from it: the weights that said it are no more.
     """
     bills = {}
     points: list[list[Any]] = [
@@ -174,8 +176,10 @@ def test_killed_while_it_samples_ends_like_undisturbed(
         [1, "train", 3, "during"],
         [1, "train", 1, "before"],
     ]
+    if ahead:  # the checkpoint is of step 2: before it, and twice after it
+        points = [points[1], points[3], points[4]]
     for name, kills in (("calm", []), ("struck", points)):
-        base = base_of(tmp_path / name, "counted_judges:early")
+        base = base_of(tmp_path / name, "counted_judges:early", ahead=ahead)
         monkeypatch.setenv("BILL", str(base / "bill"))
         monkeypatch.setenv("PYTHONPATH", str(CHILD.parent))
         for kill in [*kills, None]:
@@ -186,8 +190,13 @@ def test_killed_while_it_samples_ends_like_undisturbed(
         bills[name] = (base / "bill").read_text("utf-8").splitlines()
     assert facts(tmp_path / "struck") == facts(tmp_path / "calm")
     assert set(bills["struck"]) == set(bills["calm"])
-    on_their_way = 16  # of the one batch whose verdicts were not yet in the store
-    assert len(bills["struck"]) == len(bills["calm"]) + on_their_way
+    again = len(bills["struck"]) - len(bills["calm"])
+    batch = 16
+    if ahead:
+        # At the first kill the step before may be on its way too, at the others the step after.
+        assert batch <= again <= 4 * batch
+    else:
+        assert again == batch
 
 
 def test_a_judge_that_goes_away_parks_the_job(

@@ -157,6 +157,7 @@ def test_every_view_can_be_asked_of_a_run_and_of_nothing(folder: Path, name: str
     rows = query(folder, f"FROM {name}").table.num_rows
     silent = {
         "proposals",
+        "rollouts",
         "comparisons",
         "swap_consistency",
         "judge_agreement",
@@ -202,6 +203,38 @@ def _selection(word: str, of: str = "p", **changed: Any) -> Row:
         "prompt_id": identifier(of), "completion_id": identifier(word), "position": 0, "weight": 0.5,
         "created_at": WHEN,
     } | changed  # fmt: skip
+
+
+# -- rollouts
+
+
+def test_of_two_attempts_at_a_place_the_last_trained(facts: Facts) -> None:
+    """A job that went on said something else at one place, and the same again at the other: two rows, not three.
+
+    What was said and never learned from is no row, and neither is an answer of a select step.
+    """
+    job = identifier("job")
+    for word, slot, attempt in (("a", 0, 0), ("b", 1, 0), ("c", 1, 1), ("d", 2, 0)):
+        place: Row = {"slot": slot, "attempt": attempt, "training_run_id": job, "optimizer_step": 3}
+        facts.say(word, f"says {word}", step="train", **place)
+    facts.say("e", "stood already")
+    facts.write("training_row", [_learned(word) for word in "abce"])
+    found = facts.ask(
+        "SELECT optimizer_step, slot, answer, attempt, used FROM rollouts ORDER BY slot"
+    )
+    assert found == [
+        {"optimizer_step": 3, "slot": 0, "answer": "says a", "attempt": 0, "used": True},
+        {"optimizer_step": 3, "slot": 1, "answer": "says c", "attempt": 1, "used": True},
+    ]
+
+
+def _learned(word: str) -> Row:
+    return {
+        "id": row_id("training_row", word=word), "round": 1, "step": "train", "split": "train",
+        "training_run_id": identifier("job"), "position": 0, "prompt_id": identifier("p"),
+        "completion_id": identifier(word), "weight": 1.0, "reward": 0.5, "advantage": 0.5,
+        "tokens_from": "sampled", "created_at": WHEN,
+    }  # fmt: skip
 
 
 # -- answers

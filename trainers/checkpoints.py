@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,11 +68,16 @@ def history(checkpoint: Path | None) -> Iterator[tuple[int, dict[str, float]]]:
 class Marker(transformers.TrainerCallback):
     """Says of a checkpoint, after its last file, that it is whole."""
 
+    def __init__(self, keep: Callable[[Path], None]) -> None:
+        """Name who writes files of its own before the mark."""
+        self._add = keep
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Sync the files, then write the mark."""
+        """Let the job add its files, sync all, then write the mark."""
         if not state.is_world_process_zero:
             return
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self._add(checkpoint)
         for file in checkpoint.rglob("*"):
             sync(file)
         (checkpoint / _WHOLE).write_text(json.dumps({"step": state.global_step}), "utf-8")

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -64,6 +65,12 @@ class Guarded(transformers.Trainer):
             assert self.optimizer is not None
             self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def keep(self, checkpoint: Path) -> None:
+        """Write what the job needs to go on from a checkpoint, beside what transformers writes."""
+
+    def take_up(self, checkpoint: Path) -> None:
+        """Read what `keep` wrote."""
 
     def leave(self) -> None:
         """Let go of what the job held beside the model."""

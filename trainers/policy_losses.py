@@ -24,27 +24,49 @@ class TokenLogps:
     """(B,)."""
     reference: Tensor | None = None
     """Of the reference policy; (B, T)."""
+    said: Tensor | None = None
+    """Of the weights that sampled, (B, T); None where they are those that are trained."""
 
 
-def policy_gradient(tokens: TokenLogps, beta: float, average: str, longest: int) -> Tensor:
+def policy_gradient(
+    tokens: TokenLogps, beta: float, average: str, longest: int, clip: float
+) -> Tensor:
     """Return the loss of each rollout, whose gradient is the policy's; Shao et al. 2024 (arXiv:2402.03300), equation 3.
-
-    The ratio to the policy that sampled is 1, and has the gradient of the log-prob.
 
     Args:
         tokens: of the rollouts.
         beta: price of a nat that a token is from the reference.
         average: `constant` divides by `longest`, everything else by the rollout's own tokens.
         longest: tokens that a rollout may have.
+        clip: how far from 1 a token's ratio still counts.
     """
-    ratio = torch.exp(tokens.logp - tokens.logp.detach())
-    each = -tokens.advantage[:, None] * ratio
+    each = -_surrogate(tokens, clip)
     if beta:
         assert tokens.reference is not None
         each = each + beta * divergence(tokens.logp, tokens.reference)
     there = tokens.there
     divisor = longest if average == "constant" else there.sum(1)
     return (each * there).sum(1) / divisor
+
+
+def _surrogate(tokens: TokenLogps, clip: float) -> Tensor:
+    """Return what each token is worth; PPO's clipped ratio, Schulman et al. 2017 (arXiv:1707.06347), equation 7.
+
+    Under the weights that sampled the ratio is 1, nothing is clipped, and its gradient is the log-prob's.
+    """
+    advantage = tokens.advantage[:, None]
+    if tokens.said is None:
+        return advantage * torch.exp(tokens.logp - tokens.logp.detach())
+    ratio = torch.exp(tokens.logp - tokens.said)
+    return torch.minimum(advantage * ratio, advantage * ratio.clamp(1 - clip, 1 + clip))
+
+
+def clipped(tokens: TokenLogps, clip: float) -> Tensor:
+    """Return which tokens have gone as far as they may, so that they teach nothing more; (B, T)."""
+    assert tokens.said is not None
+    ratio = torch.exp(tokens.logp.detach() - tokens.said)
+    up = tokens.advantage[:, None] > 0
+    return torch.where(up, ratio > 1 + clip, ratio < 1 - clip) & tokens.there.bool()
 
 
 def divergence(logp: Tensor, reference: Tensor) -> Tensor:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .advantages import Rewards, Scale, group_relative, leave_one_out
 from .job import Emit, FitResult, Job
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .policy_losses import TokenLogps
 
 Average = Literal["token", "sequence", "constant"]
+_CLIP = 0.2
+"""PPO's (arXiv:1707.06347), and TRL's."""
 
 
 class Reinforce(Sampler):
@@ -35,6 +37,24 @@ class Reinforce(Sampler):
     average: Average = "token"
     """Whether each token counts the same (DAPO, arXiv:2503.14476, equation 8), each rollout (GRPO), or a token the
     same whatever its rollout's length, with `max_tokens` as the divisor (Dr. GRPO)."""
+    ahead: int = Field(0, ge=0, le=8)
+    """Optimiser steps by which sampling is ahead of training, so that slow judges work while the policy trains. A rollout
+    is then learned from by weights so many steps newer than those that said it (arXiv:2410.18252)."""
+    clip: float | None = Field(None, gt=0, lt=1)
+    """With `ahead`, how far from 1 the ratio of a token's probability to that at sampling still counts; 0.2 unless
+    given."""
+
+    @model_validator(mode="after")
+    def _clips_what_is_old(self) -> Self:
+        if self.clip is not None and not self.ahead:
+            told = "clip is of rollouts of older weights, and without `ahead` there are none"
+            raise ValueError(told)
+        return self
+
+    @property
+    def bound(self) -> float:
+        """How far from 1 a ratio still counts."""
+        return _CLIP if self.clip is None else self.clip
 
     @property
     def anchored(self) -> bool:
@@ -49,7 +69,7 @@ class Reinforce(Sampler):
         """Return the loss of each rollout, shape (B,)."""
         from .policy_losses import policy_gradient
 
-        return policy_gradient(tokens, self.beta, self.average, self.max_tokens)
+        return policy_gradient(tokens, self.beta, self.average, self.max_tokens, self.bound)
 
     def fit(self, job: Job, emit: Emit) -> FitResult:
         """Train on what the rollouts earn, and publish the new revision."""
@@ -67,8 +87,9 @@ class GRPO(Reinforce):
 
         mean over tokens of  -A * p / stop_gradient(p)  +  beta * (ref / p - log (ref / p) - 1)
 
-    which is equation 3 of Shao et al. 2024 (arXiv:2402.03300) where each rollout is learned from once, so that no
-    ratio ever leaves 1 and nothing is clipped; the last term is its equation 4. `scale: none` with `average:
+    which is equation 3 of Shao et al. 2024 (arXiv:2402.03300) where each rollout is learned from by the weights that
+    said it, so that no ratio ever leaves 1 and nothing is clipped; the last term is its equation 4. With `ahead` the
+    first term is -min(A r, A clip(r, 1 - clip, 1 + clip)) with r = p / p at sampling. `scale: none` with `average:
     constant` is Dr. GRPO (arXiv:2503.20783).
 
     The survey's family is feedback (RLAIF).

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .advantages import Rewards, combined, differ
 from .answers import token_logps
-from .policy_losses import TokenLogps, counted_as, divergence
+from .policy_losses import TokenLogps, clipped, counted_as, divergence
 from .rollouts import Rollout, Sampled, answered, gap
 
 if TYPE_CHECKING:
@@ -23,21 +23,29 @@ class Rewarded(Sampled):
 
     trainer: Reinforce
 
+    @property
+    def lead(self) -> int:
+        """Optimiser steps by which sampling is ahead."""
+        return self.trainer.ahead
+
     @cached_property
-    def _tickets(self) -> list[int]:
-        """Of the questions of this step."""
-        return []
+    def _tickets(self) -> dict[int, list[int]]:
+        """Of the questions of each step that is not learned from yet."""
+        return {}
 
     def heard(self, step: int, rollouts: Sequence[Rollout], piece: tuple[int, int]) -> None:
         """Ask the judges at once, and sample on while they judge."""
         told = {"step": step, "piece": piece[0], "pieces": piece[1]}
         said = [r.told() for r in rollouts]
-        self._tickets.append(self.caller.ask("judge", **told, rollouts=said))
+        asked = self.caller.ask("judge", **told, rollouts=said)
+        self._tickets.setdefault(step, []).append(asked)
+        # What a checkpoint brought was said by weights that are no more, and is never of the step that is furthest.
+        if self.lead and step == self.state.global_step + 1 + self.lead and piece[0] == 0:
+            self._look(rollouts[: self.trainer.micro_batch])
 
-    def learn(self, step: int, rollouts: list[Rollout]) -> None:  # noqa: ARG002 - its tickets know
+    def learn(self, step: int, rollouts: list[Rollout]) -> None:
         """Turn the judges' rewards into advantages."""
-        replies = [self.caller.reply(ticket) for ticket in self._tickets]
-        self._tickets.clear()
+        replies = [self.caller.reply(ticket) for ticket in self._tickets.pop(step)]
         weights = replies[0]["weights"]
         judges: list[Rewards] = [
             [r for reply in replies for r in reply["rewards"][nth]] for nth in range(len(weights))
@@ -82,12 +90,30 @@ class Rewarded(Sampled):
             there=inputs["completion_mask"][:, 1:],
             advantage=inputs["advantages"],
             reference=inputs.get("reference"),
+            said=inputs["said"] if self.lead else None,
         )
         apart_now = gap(tokens.logp, inputs)
-        self.note(**{"rollouts/gap": apart_now})
-        self.watch.apart(self.state.global_step + 1, float(apart_now))
+        if tokens.said is None:
+            self._together(apart_now)
+        else:
+            self.note(**{"rollouts/drift": apart_now, "rollouts/clipped": self._clipped(tokens)})
         if tokens.reference is not None:
             apart = divergence(tokens.logp, tokens.reference) * tokens.there
             self.note(kl=apart.sum() / tokens.there.sum())
         loss: Tensor = self.trainer.loss(tokens)
         return loss
+
+    def _look(self, rollouts: Sequence[Rollout]) -> None:
+        """Compare sampler and trainer while the weights that sampled are those that are trained."""
+        batch = {name: value.to(self.args.device) for name, value in answered(rollouts).items()}
+        with torch.no_grad(), self.compute_loss_context_manager():
+            self._together(gap(token_logps(self.model, batch), batch))
+
+    def _together(self, apart: Tensor) -> None:
+        """Note by how much the sampler's log-probs are not the trainer's, and go on if it is noise."""
+        self.note(**{"rollouts/gap": apart})
+        self.watch.apart(self.state.global_step + 1, float(apart))
+
+    def _clipped(self, tokens: TokenLogps) -> Tensor:
+        """Return the share of tokens that have gone as far as they may."""
+        return clipped(tokens, self.trainer.bound).sum() / tokens.there.sum()

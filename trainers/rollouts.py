@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,8 @@ _PIECE = 64
 """Rollouts after which the driver is asked, so that judges work while the rest is sampled."""
 _SEEDS = 2**63
 """Seeds are below it."""
+_AHEAD = "ahead.json"
+"""File of a checkpoint with what was sampled for later steps."""
 _GRAM = 4
 """Tokens in a row that are repeated when a policy has fallen into a loop."""
 
@@ -108,9 +112,13 @@ class Sampled(Formula):
         device: torch.device,  # noqa: ARG002 - transformers' signature
     ) -> tuple[list[dict[str, Tensor]], Tensor]:
         """Sample what the step's prompts are answered, and return as many micro-batches as it had."""
-        slots = [row for _ in range(num_batches) for row in next(epoch_iterator)]
+        for _ in range(num_batches):
+            next(epoch_iterator)  # a step's rows are known by their place, also where it is ahead
         step = self.state.global_step + 1
-        rollouts = self._sample(step, slots)
+        for due in range(step, min(step + self.lead, self.args.max_steps) + 1):
+            if due not in self._due:
+                self._due[due] = self._sample(due, self._slots(due))
+        rollouts = self._due.pop(step)
         self.learn(step, rollouts)
         live = sorted((r for r in rollouts if r.weight > 0), key=_length)
         self._silent = not live
@@ -120,6 +128,45 @@ class Sampled(Formula):
         self.watch.heard(step, silent=self._silent)
         total = torch.stack([batch["weights"].sum() for batch in batches]).sum()
         return batches, total.clamp(min=1.0) if self._silent else total
+
+    @property
+    def lead(self) -> int:
+        """Optimiser steps by which sampling is ahead of training."""
+        return 0
+
+    def keep(self, checkpoint: Path) -> None:
+        """Write what was sampled ahead: the weights that said it are not kept, so nobody can say it again."""
+        said = [
+            {"step": step, "slot": rollout.slot, "said": asdict(rollout.said)}
+            for step, rollouts in self._due.items()
+            for rollout in rollouts
+        ]
+        if said:
+            (checkpoint / _AHEAD).write_text(json.dumps(said), "utf-8")
+
+    def take_up(self, checkpoint: Path) -> None:
+        """Read what was sampled ahead; it is told to the driver when its turn comes, as if it were said then."""
+        file = checkpoint / _AHEAD
+        for row in json.loads(file.read_text("utf-8")) if file.exists() else []:
+            said = row["said"]
+            said |= {"token_ids": tuple(said["token_ids"]), "logprobs": tuple(said["logprobs"])}
+            self._kept[row["step"], row["slot"]] = Generation(**said)
+
+    @cached_property
+    def _due(self) -> dict[int, list[Rollout]]:
+        """What was sampled for each step that is not learned from yet."""
+        return {}
+
+    @cached_property
+    def _kept(self) -> dict[tuple[int, int], Generation]:
+        """What was said ahead, by step and slot, before the job was cut off."""
+        return {}
+
+    def _slots(self, step: int) -> list[Row]:
+        """Return the prompts of a step, in the order of its slots."""
+        size = self.trainer.batch_size
+        rows: Any = self.train_dataset
+        return [rows[place] for place in range((step - 1) * size, step * size)]
 
     def _record(self, step: int, rollouts: Sequence[Rollout]) -> None:
         """Let the driver keep what the rollouts of a step were, and what they were worth."""
@@ -194,6 +241,8 @@ class Sampled(Formula):
         return rollouts
 
     def _generate(self, step: int, slots: Sequence[tuple[int, Row]]) -> list[Generation]:
+        if slots and (step, slots[0][0]) in self._kept:  # then all of the step are
+            return [self._kept.pop((step, n)) for n, _ in slots]
         sampling = Sampling(1.0, max_tokens=self.trainer.max_tokens)
         requests = [Request(tuple(row["prompt_ids"]), self._seed(step, n)) for n, row in slots]
         model: Any = self.model

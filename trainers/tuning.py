@@ -234,7 +234,9 @@ class _Attempt:
             for step, values in checkpoints.history(last):
                 self.watch.past(step, values)
                 self._keep(step, values)
-            driver.add_callback(checkpoints.Marker())
+            if last:
+                driver.take_up(last)
+            driver.add_callback(checkpoints.Marker(driver.keep))
             self.emit({"event": "begin", "steps": told["max_steps"], "from": self.steps})
             try:
                 driver.train(resume_from_checkpoint=str(last) if last else None)

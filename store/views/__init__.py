@@ -9,6 +9,7 @@ from .answers import ANSWERS, ANSWERS_ABOUT, JUDGE_COLUMN, SCORES, answers, judg
 from .bradley_terry import BRADLEY_TERRY
 from .datasets import DATASETS
 from .proposed import PROPOSALS
+from .rolled import ROLLOUTS
 from .statistics import STATISTICS, snapshot
 
 __all__ = [
@@ -31,7 +32,7 @@ VERSION = 1
 
 def stored(judges: Sequence[str]) -> tuple[View, ...]:
     """Return the views that stand in the file, but for `snapshot`."""
-    return (answers(judges), SCORES, PROPOSALS, *STATISTICS, *DATASETS)
+    return (answers(judges), SCORES, PROPOSALS, ROLLOUTS, *STATISTICS, *DATASETS)
 
 
 BY_NAME: dict[str, View] = {
