@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
@@ -115,11 +115,15 @@ def _trained_tokens(folder: Path, steps: int) -> int:
         asked = {row["id"]: len(row["prompt_ids"]) for row in rows}
         return sum(asked[row["prompt"]] + int(row["tokens"]) for row in own)
     [settings] = job.trainer.values()
-    each = [
-        sum(len(v) for n, v in row.items() if n.endswith("_ids") and _bears(n) and v)
-        for row in rows
-    ]
+    each = [_through(row) for row in rows]
     return int(sum(each) / max(1, len(each)) * steps * settings["batch_size"])
+
+
+def _through(row: Mapping[str, Any]) -> int:
+    """Return the tokens of a row that go through the student in a step."""
+    if "answers_ids" in row:  # a list has its prompt once for each answer
+        return sum(len(row["prompt_ids"]) + len(ids) for ids in row["answers_ids"])
+    return sum(len(v) for n, v in row.items() if n.endswith("_ids") and _bears(n) and v)
 
 
 def _bears(name: str) -> bool:

@@ -27,6 +27,7 @@ from .judge import Judge, roles_of
 from .judges.reward import RewardModel
 from .judges.trained import trained_in
 from .operator import Operator
+from .operators.curate import Pair
 from .operators.elicit import Rewrite, Sample
 from .operators.feedback import Compare, Judging
 from .operators.improve import Evaluate, Train
@@ -396,8 +397,11 @@ def largest_job(
 
 
 def _most_answers(steps: Sequence[Operator]) -> int:
-    """Return how many answers a prompt may have."""
-    return sum(step.k for step in steps if isinstance(step, Sample)) or 1
+    """Return how many answers to a prompt a list may have: sampled, rewritten, and of earlier rounds."""
+    sampled = sum(step.k for step in steps if isinstance(step, Sample)) or 1
+    rewrites = sum(isinstance(step, Rewrite) for step in steps)
+    replayed = max((step.replay for step in steps if isinstance(step, Pair)), default=0)
+    return sampled * (1 + rewrites) * (1 + replayed)
 
 
 def _held(recipe: Recipe, step: Train, shapes: Mapping[str, Shape]) -> int:

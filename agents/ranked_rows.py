@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from ..store.store import Row
 
@@ -16,7 +17,7 @@ class Ranking:
 
     prompt_id: str
     answers: tuple[str, ...]
-    """completion.ids, those first that are better than most."""
+    """completion.ids: first those that no pair says are worse than another, then those that are better than most."""
     better: tuple[int, ...]
     """Of each pair, the place of the better answer."""
     worse: tuple[int, ...]
@@ -28,7 +29,7 @@ def rankings(pairs: Iterable[Row]) -> list[Ranking]:
     """Return a list for each prompt that has pairs, in the order in which the prompts come.
 
     Args:
-        pairs: with `prompt_id`, `chosen`, `rejected` and `weight`.
+        pairs: with `prompt_id`, `chosen`, `rejected`, `margin` and `weight`.
     """
     by_prompt: dict[str, list[Row]] = {}
     for pair in pairs:
@@ -39,7 +40,17 @@ def rankings(pairs: Iterable[Row]) -> list[Ranking]:
 def _ranking(prompt: str, pairs: Sequence[Row]) -> Ranking:
     lead = Counter(pair["chosen"] for pair in pairs)
     lead.subtract(pair["rejected"] for pair in pairs)
-    answers = sorted(lead, key=lambda answer: (-lead[answer], answer))
+    beaten = {pair["rejected"] for pair in pairs}
+    by_far: Counter[str] = Counter()
+    for pair in pairs:
+        by_far[pair["chosen"]] += pair["margin"]
+        by_far[pair["rejected"]] -= pair["margin"]
+
+    def order(answer: str) -> tuple[Any, ...]:
+        # Where not every pair was made, who leads most may still be worse than somebody.
+        return answer in beaten, -lead[answer], -by_far[answer], answer
+
+    answers = sorted(lead, key=order)
     place = {answer: nth for nth, answer in enumerate(answers)}
     return Ranking(
         prompt_id=prompt,

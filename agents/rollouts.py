@@ -7,8 +7,10 @@ is paid twice.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -44,6 +46,9 @@ class Rollouts:
         """Take a turn of the train step, its judges, and its prompts by id."""
         self._turn, self._rewards, self._prompts = turn, rewards, prompts
         self._run_id = row_id("training_run", run=turn.run.key, round=turn.round, step=turn.step)
+        self._asking: defaultdict[tuple[str, int], asyncio.Lock] = defaultdict(asyncio.Lock)
+        """By the verdicts' place in the ledger. A try that breaks off leaves its questions on their way, and the next
+        try asks the same: it waits for them, so that nobody is paid twice."""
         self._ids: dict[Place, str] = {}
         """completion.id of each rollout that was told of."""
 
@@ -66,11 +71,12 @@ class Rollouts:
         at = replace(self._turn, cursor=chunk)
         for nth, reward in enumerate(self._rewards):
             step = f"{self._turn.step}:judge-{nth}:{content_hash([c.id for _, c in answers])}"
-            if self._turn.run.store.done(round=at.round, step=step, chunk=chunk):
-                continue
-            began = time.monotonic()
-            rows = await judge_chunk(at, reward.judge, answers, [c for _, c in answers])
-            self._commit(rows, step, chunk, time.monotonic() - began)
+            async with self._asking[step, chunk]:
+                if self._turn.run.store.done(round=at.round, step=step, chunk=chunk):
+                    continue
+                began = time.monotonic()
+                rows = await judge_chunk(at, reward.judge, answers, [c for _, c in answers])
+                self._commit(rows, step, chunk, time.monotonic() - began)
         return {
             "rewards": [self._values(reward.judge, answers) for reward in self._rewards],
             "weights": [reward.weight for reward in self._rewards],

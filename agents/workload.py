@@ -88,6 +88,8 @@ class Workload:
         self._pools = {ROUND: Pool(len(train), asked(train))}
         self._roots: dict[str, frozenset[str]] = {}
         self._pairs: dict[str, int] = {}
+        self._listed: dict[str, tuple[int, int]] = {}
+        """Of each pair step, the answers that a prompt's list has, and how many lists there are."""
         self._longest = 1
         self._asked: set[str] = set()
 
@@ -145,6 +147,7 @@ class Workload:
             **dict.fromkeys(BY_STEPS, every - sum(math.comb(n, 2) for n in each)),
         }
         most = by_rule.get(step.rule, 1)
+        self._listed[step.step] = max(1, sum(each)), prompts * (1 + step.replay)
         found = prompts * min(most, step.per_prompt or most) * (1 + step.replay)
         return min(found, step.limit or found)
 
@@ -224,7 +227,7 @@ class Workload:
         most = max(prompts, *self._made.values(), 1)
         many = 2 if pairs else 1
         if trainer.rows == "ranked":
-            many, most = max(1, most // max(1, prompts)), prompts
+            many, most = self._listed.get(next(iter(step.sources()), ""), (1, prompts))
         if pairs:
             most = self._pairs.get(next(iter(step.sources()), ""), prompts)
         steps = trainer.plan(most)

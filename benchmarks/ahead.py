@@ -41,6 +41,7 @@ TRAINED = {
     "steps": 24,
     "save_every": 0,
 }
+JUDGE = f"{__name__}:Late"
 Row = dict[str, Any]
 
 
@@ -97,7 +98,7 @@ def job(base: Path, ahead: int, late: float, seed: int) -> Row:
         "prompts": {"file": "prompts.jsonl"},
         "unproven_judge": "allow",
         "round": [
-            {"train": {**TRAINED, "ahead": ahead, "judge": {"ahead:Late": {"seconds": late}}}},
+            {"train": {**TRAINED, "ahead": ahead, "judge": {JUDGE: {"seconds": late}}}},
             {"evaluate": {"judge": "verifier", "max_tokens": TRAINED["max_tokens"]}},
             {"gate": {}},
         ],

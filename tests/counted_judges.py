@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +19,10 @@ def _early(completion: Completion) -> float:
     return sum(c < "n" for c in letters) / len(letters) if letters else 0.0
 
 
-async def early(prompt: Prompt, completion: Completion) -> float:
+async def early(_prompt: Prompt, completion: Completion) -> float:
     """Like letters of the alphabet's first half, and note who was asked about."""
     with Path(os.environ["BILL"]).open("a", encoding="utf-8") as bill:
-        bill.write(json.dumps([prompt.id, list(completion.token_ids)]) + "\n")
+        bill.write(completion.id + "\n")
     return _early(completion)
 
 

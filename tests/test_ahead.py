@@ -137,6 +137,8 @@ def test_what_is_clipped_has_no_gradient() -> None:
     assert logp.grad is not None
     assert (logp.grad == 0).tolist() == [[True, False], [False, True]]
     assert clipped(batch, 0.2).tolist() == [[True, False], [False, True]]
+    level = TokenLogps(logp, torch.ones(2, 2), torch.zeros(2), said=said)
+    assert not clipped(level, 0.2).any()  # what is worth nothing teaches nothing anyway
 
 
 def test_a_clip_that_would_do_nothing_is_refused() -> None:
@@ -221,3 +223,22 @@ def test_other_weights_than_are_trained_end_the_job(
     assert "nats a token from what is trained" in result.message
     assert max(row["step"] for row in driver.rollouts) > 2  # at first they were the same
     assert not bench.published
+
+
+def test_other_weights_are_found_out_where_all_is_sampled_at_the_start(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a job that is shorter than its lead every step is looked at before the first is learned from."""
+    other = load(bench.start)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    follow = TransformersPolicy.follow
+
+    def deaf(self: TransformersPolicy, model: Any, *rest: Any) -> None:
+        follow(self, other.eval())
+
+    monkeypatch.setattr(TransformersPolicy, "follow", deaf)
+    result, driver = trained(bench, "a", low, steps=2, ahead=8)
+    assert result.status == "wrong_weights"
+    assert not driver.learned

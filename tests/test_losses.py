@@ -359,7 +359,7 @@ def test_lists_move_the_right_way(bench: Bench, kind: type[Listwise]) -> None:
 
 
 def test_a_list_that_orders_nothing_is_refused(bench: Bench) -> None:
-    """A row says of at least two of its own answers which is better, before a model is loaded."""
+    """A row says of at least two of its own answers which is better, and each has tokens, before a model is loaded."""
     changes: list[Row] = [
         {"better": [], "worse": []},
         {"worse": [1, 2, 3, 3, 4]},
@@ -370,6 +370,10 @@ def test_a_list_that_orders_nothing_is_refused(bench: Bench) -> None:
         result = bench.train("a", RRHF(batch_size=1, micro_batch=1, **SHORT), [row | change])
         assert result.status == "failed"
         assert "does not say which of its answers are better" in result.message
+    [row] = ranked(1)
+    row["answers_ids"][1] = []
+    result = bench.train("b", RRHF(batch_size=1, micro_batch=1, **SHORT), [row])
+    assert "has an answer without tokens" in result.message
 
 
 def test_kto_moves_the_right_way(bench: Bench) -> None:

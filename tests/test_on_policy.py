@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import fake_judges
 import pyarrow.parquet as pq
 import pytest
@@ -158,6 +159,19 @@ def facts(base: Path) -> dict[str, Any]:
     return {name: read_rows(folder, query) for name, query in queries.items()}
 
 
+def _bill(base: Path) -> list[str]:
+    """Return the id of each answer that the judge was asked about."""
+    file = base / "bill"  # there is none before the first question
+    return file.read_text("utf-8").splitlines() if file.exists() else []
+
+
+def _judged(base: Path) -> set[str]:
+    """Return the ids of those answers whose verdicts stand in the live store, whoever has just died."""
+    with duckdb.connect(str(base / "runs" / "one" / "store.duckdb")) as store:
+        sql = "SELECT completion_id::VARCHAR FROM judgement WHERE step = 'train'"
+        return {identifier for (identifier,) in store.execute(sql).fetchall()}
+
+
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_killed_while_it_samples_ends_like_undisturbed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: int
@@ -182,12 +196,18 @@ def test_killed_while_it_samples_ends_like_undisturbed(
         base = base_of(tmp_path / name, "counted_judges:early", ahead=ahead)
         monkeypatch.setenv("BILL", str(base / "bill"))
         monkeypatch.setenv("PYTHONPATH", str(CHILD.parent))
+        asked, stood = 0, set[str]()
         for kill in [*kills, None]:
             told = {"base": str(base), "kill": kill, "log": str(base / "log.jsonl")}
             ended = start(CHILD, told)
             wanted = -signal.SIGKILL if kill else 0
             assert ended.returncode == wanted, (kill, ended.stderr[-3000:])
-        bills[name] = (base / "bill").read_text("utf-8").splitlines()
+            later = _bill(base)[asked:]
+            assert not stood & set(later), (
+                kill
+            )  # nobody is asked again about what stands in the store
+            asked, stood = asked + len(later), _judged(base)
+        bills[name] = _bill(base)
     assert facts(tmp_path / "struck") == facts(tmp_path / "calm")
     assert set(bills["struck"]) == set(bills["calm"])
     again = len(bills["struck"]) - len(bills["calm"])
@@ -197,6 +217,21 @@ def test_killed_while_it_samples_ends_like_undisturbed(
         assert batch <= again <= 4 * batch
     else:
         assert again == batch
+
+
+def test_a_try_that_breaks_off_asks_nobody_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory runs out while the next step's answers are with the judge: the next try waits for these verdicts."""
+    base = base_of(tmp_path, "stumbling:slow", ahead=1, steps=2, trainer="stumbling:Stumbling")
+    monkeypatch.setenv("BILL", str(base / "bill"))
+    monkeypatch.setenv("STUMBLED", str(base / "stumbled"))
+    monkeypatch.setenv("PYTHONPATH", str(CHILD.parent))
+    folder = go(base)
+    [job] = read_rows(folder, "SELECT status, message FROM training_run")
+    assert job["status"] == "trained"
+    assert "memory ran out" in job["message"]
+    assert len(_bill(base)) == len(set(_bill(base))) == 32
 
 
 def test_a_judge_that_goes_away_parks_the_job(

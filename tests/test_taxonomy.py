@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -212,7 +213,10 @@ def test_coverage_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert told.rstrip("\n") == as_text(coverage())
     line = next(line for line in told.splitlines() if line.strip().startswith("filter"))
     assert "rejection_sft" in line
-    assert "PRO             empty" in told
+    assert "24 of 24 leaves" in told
+    bare = [replace(one, recipes=()) if one.leaf == "PRO" else one for one in coverage()]
+    assert "PRO             empty" in as_text(bare)
+    assert "23 of 24 leaves" in as_text(bare)
     _main("list", "recipes", "--coverage", "--json")
     found = json.loads(capsys.readouterr().out)
     assert [row["leaf"] for row in found] == [leaf.name for _, leaf in leaves()]

@@ -51,11 +51,13 @@ class Listwise(Trainer):
         """Return a job's lists.
 
         Raises:
-            BadInput: a weight is negative, or a row says of answers that it does not have which is better.
+            BadInput: a weight is negative, an answer is empty, or a row does not say which of its answers are better.
         """
         rows = counted(read_rows(job.rows, self.rows, job.dataset_hash).to_pylist(), job.rows)
         for row in rows:
             places = [*row["better"], *row["worse"]]
+            if not all(row["answers_ids"]):
+                raise BadInput.at(str(job.rows), f"row {row['id']} has an answer without tokens")
             fits = len(row["better"]) == len(row["worse"]) > 0
             if not fits or not all(0 <= place < len(row["answers_ids"]) for place in places):
                 what = f"row {row['id']} does not say which of its answers are better than which"
@@ -81,9 +83,9 @@ class RRHF(Listwise):
 
         sum over pairs of max(0, p(worse) - p(better))  -  nll * p(best)
 
-    Yuan et al. 2023 (arXiv:2304.05302), equations 2 to 4, equation 15 of the survey; the last term is a mean over the
-    answer's tokens, as in the authors' code, so that long answers do not drown the ranking. The survey's family is
-    ranking optimisation.
+    Yuan et al. 2023 (arXiv:2304.05302), equations 2 to 4, equation 15 of the survey. The last term is a mean over the
+    answer's tokens where the paper has their sum, so that long answers do not drown the ranking. The survey's family
+    is ranking optimisation.
     """
 
     name: ClassVar[str] = "rrhf"
@@ -106,14 +108,15 @@ class PRO(Listwise):
         sum over answers of  log (e^p + sum over the worse ones of e^p(worse)) - p  -  nll * p(best)
 
     Song et al. 2023 (arXiv:2306.17492), equation 16 of the survey: of a full ranking the worse ones are all that come
-    later; an answer that is better than none adds nothing. The paper's temperatures by the gap of the rewards are left
-    out. The survey's family is ranking optimisation.
+    later; an answer that is better than none adds nothing. The last term is a mean over the answer's tokens where the
+    paper has their sum, and the paper's temperatures by the gap of the rewards are left out. The survey's family is
+    ranking optimisation.
     """
 
     name: ClassVar[str] = "pro"
 
     nll: float = Field(0.5, ge=0, allow_inf_nan=False)
-    """Share of the best answer's own loss; the paper has 0.05 (n - 1)^2 for n answers, 0.45 for four."""
+    """Share of the best answer's own loss."""
 
     def loss(self, lists: RankedLogps) -> Tensor:
         """Return the loss of each prompt, shape (B,)."""

@@ -65,8 +65,9 @@ def clipped(tokens: TokenLogps, clip: float) -> Tensor:
     """Return which tokens have gone as far as they may, so that they teach nothing more; (B, T)."""
     assert tokens.said is not None
     ratio = torch.exp(tokens.logp.detach() - tokens.said)
-    up = tokens.advantage[:, None] > 0
-    return torch.where(up, ratio > 1 + clip, ratio < 1 - clip) & tokens.there.bool()
+    worth = tokens.advantage[:, None]
+    far = torch.where(worth > 0, ratio > 1 + clip, ratio < 1 - clip)
+    return far & (worth != 0) & tokens.there.bool()
 
 
 def divergence(logp: Tensor, reference: Tensor) -> Tensor:

@@ -39,9 +39,9 @@ class Rewarded(Sampled):
         said = [r.told() for r in rollouts]
         asked = self.caller.ask("judge", **told, rollouts=said)
         self._tickets.setdefault(step, []).append(asked)
-        # What a checkpoint brought was said by weights that are no more, and is never of the step that is furthest.
-        if self.lead and step == self.state.global_step + 1 + self.lead and piece[0] == 0:
-            self._look(rollouts[: self.trainer.micro_batch])
+        # What a checkpoint brought was said by weights that are no more.
+        if self.lead and piece[0] == 0 and step not in self.brought:
+            self._look(step, rollouts[: self.args.per_device_train_batch_size])
 
     def learn(self, step: int, rollouts: list[Rollout]) -> None:
         """Turn the judges' rewards into advantages."""
@@ -92,28 +92,33 @@ class Rewarded(Sampled):
             reference=inputs.get("reference"),
             said=inputs["said"] if self.lead else None,
         )
-        apart_now = gap(tokens.logp, inputs)
         if tokens.said is None:
-            self._together(apart_now)
+            self._together(self.state.global_step + 1, gap(tokens.logp, inputs))
         else:
-            self.note(**{"rollouts/drift": apart_now, "rollouts/clipped": self._clipped(tokens)})
+            self._moved(tokens, inputs)
         if tokens.reference is not None:
             apart = divergence(tokens.logp, tokens.reference) * tokens.there
             self.note(kl=apart.sum() / tokens.there.sum())
         loss: Tensor = self.trainer.loss(tokens)
         return loss
 
-    def _look(self, rollouts: Sequence[Rollout]) -> None:
+    def _look(self, step: int, rollouts: Sequence[Rollout]) -> None:
         """Compare sampler and trainer while the weights that sampled are those that are trained."""
         batch = {name: value.to(self.args.device) for name, value in answered(rollouts).items()}
         with torch.no_grad(), self.compute_loss_context_manager():
-            self._together(gap(token_logps(self.model, batch), batch))
+            self._together(step, gap(token_logps(self.model, batch), batch))
 
-    def _together(self, apart: Tensor) -> None:
+    def _together(self, step: int, apart: Tensor) -> None:
         """Note by how much the sampler's log-probs are not the trainer's, and go on if it is noise."""
         self.note(**{"rollouts/gap": apart})
-        self.watch.apart(self.state.global_step + 1, float(apart))
+        self.watch.apart(step, float(apart))
 
-    def _clipped(self, tokens: TokenLogps) -> Tensor:
-        """Return the share of tokens that have gone as far as they may."""
-        return clipped(tokens, self.trainer.bound).sum() / tokens.there.sum()
+    def _moved(self, tokens: TokenLogps, inputs: dict[str, Tensor]) -> None:
+        """Note how far the weights have moved since they sampled, and which share of tokens may go no further."""
+        live = inputs["weights"] > 0
+        if not bool(live.any()):
+            return
+        heard = {name: inputs[name][live] for name in ("completion_mask", "said")}
+        stopped = clipped(tokens, self.trainer.bound)[live].sum() / tokens.there[live].sum()
+        moved = gap(tokens.logp[live], heard)
+        self.note(**{"rollouts/drift": moved, "rollouts/clipped": stopped})

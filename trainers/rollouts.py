@@ -1,4 +1,4 @@
-"""TRL's loop over rows that the policy itself samples, anew for each optimiser step, with the weights of that step."""
+"""TRL's loop over rows that the policy itself samples, anew for each optimiser step, with its weights of that time."""
 
 from __future__ import annotations
 
@@ -151,6 +151,7 @@ class Sampled(Formula):
             said = row["said"]
             said |= {"token_ids": tuple(said["token_ids"]), "logprobs": tuple(said["logprobs"])}
             self._kept[row["step"], row["slot"]] = Generation(**said)
+        self.brought |= {step for step, _ in self._kept}
 
     @cached_property
     def _due(self) -> dict[int, list[Rollout]]:
@@ -161,6 +162,11 @@ class Sampled(Formula):
     def _kept(self) -> dict[tuple[int, int], Generation]:
         """What was said ahead, by step and slot, before the job was cut off."""
         return {}
+
+    @cached_property
+    def brought(self) -> set[int]:
+        """Steps that were sampled before the job was cut off."""
+        return set()
 
     def _slots(self, step: int) -> list[Row]:
         """Return the prompts of a step, in the order of its slots."""

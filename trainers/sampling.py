@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 class Sampler(Trainer):
-    """Rows are prompts: a step samples `k` answers of each with the weights that it is about to change.
+    """Rows are prompts, and what is learned are `k` answers of each that the policy itself samples while it trains.
 
     Rollouts are of the policy itself, at temperature 1 and from the whole vocabulary; anything else would train
     another policy than the one that speaks. Each has its own generator, so a job that is resumed says the same again.

@@ -20,7 +20,7 @@ ROLLOUTS = View(
         "advantage": "Reward beside that of its group; 0 where no group is compared",
         "weight": "Weight of its loss; 0 where it is as if it had not been sampled",
         "used": "Whether the weight is above 0",
-        "attempt": "0, or more where a job that went on said something else here; the last one is shown",
+        "attempt": "0, or more where a job that went on said something else here; the last new answer is shown",
         "training_run_id": "training_run.id",
         "prompt_id": "prompt.id",
         "completion_id": "completion.id",

@@ -1,4 +1,4 @@
--- Rows are never taken away: where a job went on and said something else at a place, the later attempt is what trained.
+-- Rows are never taken away: where a job went on and said something else at a place, the last new answer is taken.
 SELECT
     r.round,
     r.step,
