@@ -242,7 +242,9 @@ def _training_row(row: Row) -> str:
     label = {True: "wanted", False: "unwanted", None: ""}[row["label"]]
     reward = f"reward {_number(row['reward'])}" if row["reward"] is not None else ""
     weight = f"weight {_number(row['weight'])}" if row["weight"] != 1 else ""
-    return _joined(f"{quoted(row['chosen'], 40 if over else QUOTED)}{over}", label, reward, weight)
+    listed = f"best of {len(row['ranked'])}" if row["ranked"] else ""
+    said = f"{quoted(row['chosen'], 40 if over else QUOTED)}{over}"
+    return _joined(said, label, listed, reward, weight)
 
 
 def _training_run(row: Row) -> str:
