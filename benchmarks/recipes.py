@@ -155,7 +155,8 @@ def told_of(folder: Path) -> Outcome:
     [paid] = read_rows(
         folder,
         """
-        SELECT (SELECT count(*) FROM judgement j JOIN completion c ON c.id = j.completion_id
+        SELECT (SELECT count(*) FROM judgement j
+                JOIN completion c ON c.id = coalesce(j.completion_id, j.presented[1])
                 WHERE c.split = 'train' AND j.aspect = '' AND j.round > 0) AS judged,
                (SELECT coalesce(sum(tokens), 0) FROM completion WHERE split = 'train' AND round > 0) AS tokens
         """,
