@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jobs import Bench, load, prompts, watched_gradient
 from pydantic import ValidationError
 from test_losses import NO_CLIP, Measured, _apart
-from test_rewarded import liked, low, script, trained
+from test_rewarded import deafen, liked, low, script, trained
 from torch import Tensor
 
 from redistill.policies.policy import Generation
@@ -229,16 +229,7 @@ def test_other_weights_are_found_out_where_all_is_sampled_at_the_start(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a job that is shorter than its lead every step is looked at before the first is learned from."""
-    other = load(bench.start)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    follow = TransformersPolicy.follow
-
-    def deaf(self: TransformersPolicy, model: Any, *rest: Any) -> None:
-        follow(self, other.eval())
-
-    monkeypatch.setattr(TransformersPolicy, "follow", deaf)
+    deafen(bench, monkeypatch)
     result, driver = trained(bench, "a", low, steps=2, ahead=8)
     assert result.status == "wrong_weights"
     assert not driver.learned

@@ -417,10 +417,8 @@ def test_rollouts_that_fall_ill_end_the_job(ill: dict[str, float], told: str) ->
     assert caught.value.status == "collapsed"
 
 
-def test_other_weights_than_are_trained_end_the_job(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A sampler that holds other weights says what the trained ones would hardly say: the first step tells."""
+def deafen(bench: Bench, patch: pytest.MonkeyPatch) -> None:
+    """Let samplers hold other weights than those that they are to follow."""
     other = load(bench.start)
     with torch.no_grad():
         for parameter in other.parameters():
@@ -430,7 +428,14 @@ def test_other_weights_than_are_trained_end_the_job(
     def deaf(self: TransformersPolicy, model: Any, *rest: Any) -> None:
         follow(self, other.eval())
 
-    monkeypatch.setattr(TransformersPolicy, "follow", deaf)
+    patch.setattr(TransformersPolicy, "follow", deaf)
+
+
+def test_other_weights_than_are_trained_end_the_job(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sampler that holds other weights says what the trained ones would hardly say: the first step tells."""
+    deafen(bench, monkeypatch)
     result, _ = trained(bench, "a", low, steps=3)
     assert result.status == "wrong_weights"
     assert "nats a token from what is trained" in result.message
