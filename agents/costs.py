@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow.parquet as pq
 
@@ -97,6 +97,7 @@ def costs(folder: Path, steps: Sequence[str]) -> Costs:
 def _trained_tokens(folder: Path, steps: int) -> int:
     """Return the tokens of the rows of all steps, once for each time that they were in one."""
     from ..trainers.job import Job
+    from ..trainers.trainer import trainer_class
 
     place = folder / "jobs" / str(ROUND)
     job = Job.read(place, folder)
@@ -114,18 +115,7 @@ def _trained_tokens(folder: Path, steps: int) -> int:
     if own:  # sampled while it trained, or stood for what would have been sampled: each once
         asked = {row["id"]: len(row["prompt_ids"]) for row in rows}
         return sum(asked[row["prompt"]] + int(row["tokens"]) for row in own)
-    [settings] = job.trainer.values()
-    each = [_through(row) for row in rows]
-    return int(sum(each) / max(1, len(each)) * steps * settings["batch_size"])
-
-
-def _through(row: Mapping[str, Any]) -> int:
-    """Return the tokens of a row that go through the student in a step."""
-    if "answers_ids" in row:  # a list has its prompt once for each answer
-        return sum(len(row["prompt_ids"]) + len(ids) for ids in row["answers_ids"])
-    return sum(len(v) for n, v in row.items() if n.endswith("_ids") and _bears(n) and v)
-
-
-def _bears(name: str) -> bool:
-    """Whether the tokens of a column go through the student."""
-    return name not in ("teacher_prompt_ids", "top_ids")
+    [(name, settings)] = job.trainer.items()
+    trainer = trainer_class(name).model_validate(settings)
+    each = [trainer.row_tokens(row) for row in rows]
+    return int(sum(each) / max(1, len(each)) * steps * trainer.batch_size)

@@ -222,14 +222,13 @@ class Workload:
         trainer = step.load_trainer()
         if isinstance(trainer, Sampler):
             return self._sampled_work(step, trainer)
-        pairs = trainer.rows == "pairs"
         prompts = self._pool(step).count
-        most = max(prompts, *self._made.values(), 1)
-        many = 2 if pairs else 1
-        if trainer.rows == "ranked":
-            many, most = self._listed.get(next(iter(step.sources()), ""), (1, prompts))
-        if pairs:
-            most = self._pairs.get(next(iter(step.sources()), ""), prompts)
+        source = next(iter(step.sources()), "")
+        many, most = 1, max(prompts, *self._made.values(), 1)
+        if trainer.rows == "pairs":
+            many, most = 2, self._pairs.get(source, prompts)
+        elif trainer.rows == "ranked":
+            many, most = self._listed.get(source, (1, prompts))
         steps = trainer.plan(most)
         each = self._mean_asked() + self._recipe.evaluate.max_tokens
         seen = steps * trainer.batch_size * many

@@ -22,6 +22,7 @@ from redistill.commands.shared import read_recipe
 from redistill.policies import catalog
 from redistill.store.identify import identify
 from redistill.store.lineage import Branch, lineage
+from redistill.store.nodes import taught_sql
 from redistill.store.query import read_rows
 from redistill.testing import tutor
 from redistill.testing.fake_server import FakeServer
@@ -269,6 +270,21 @@ def test_lineage_leads_from_a_row_to_its_verdict_and_to_the_weights(
         assert ("revision", row["revision"]) in below
         if "score" in loop.judges or "compare" in loop.judges:
             assert "judgement" in {kind for kind, _ in above}
+
+
+def test_each_row_rests_on_its_step_and_its_judge(finished_run: tuple[str, Path]) -> None:
+    """What names the rows nearest to a loss has each row once, and a list by the step and the judge of its pairs."""
+    name, folder = finished_run
+    for round_, loop in enumerate(TABLE[name], start=1):
+        found = read_rows(
+            folder, f"SELECT origin, judges FROM ({taught_sql()}) WHERE round = ?", [round_]
+        )
+        [rows] = read_rows(
+            folder, "SELECT count(*) AS n FROM training_row WHERE round = ?", [round_]
+        )
+        assert len(found) == rows["n"] > 0
+        if loop.shape == "D4":
+            assert all((row["origin"], row["judges"]) == ("pair", ["judge"]) for row in found)
 
 
 def _nodes(branch: Branch | None) -> Iterator[tuple[str, str]]:

@@ -136,22 +136,17 @@ class Sampled(Formula):
 
     def keep(self, checkpoint: Path) -> None:
         """Write what was sampled ahead: the weights that said it are not kept, so nobody can say it again."""
-        said = [
-            {"step": step, "slot": rollout.slot, "said": asdict(rollout.said)}
-            for step, rollouts in self._due.items()
-            for rollout in rollouts
-        ]
+        said = {step: [asdict(r.said) for r in rollouts] for step, rollouts in self._due.items()}
         if said:
             (checkpoint / _AHEAD).write_text(json.dumps(said), "utf-8")
 
     def take_up(self, checkpoint: Path) -> None:
         """Read what was sampled ahead; it is told to the driver when its turn comes, as if it were said then."""
         file = checkpoint / _AHEAD
-        for row in json.loads(file.read_text("utf-8")) if file.exists() else []:
-            said = row["said"]
-            said |= {"token_ids": tuple(said["token_ids"]), "logprobs": tuple(said["logprobs"])}
-            self._kept[row["step"], row["slot"]] = Generation(**said)
-        self.brought |= {step for step, _ in self._kept}
+        for step, rows in json.loads(file.read_text("utf-8")).items() if file.exists() else ():
+            for row in rows:
+                row |= {"token_ids": tuple(row["token_ids"]), "logprobs": tuple(row["logprobs"])}
+            self.brought[int(step)] = [Generation(**row) for row in rows]
 
     @cached_property
     def _due(self) -> dict[int, list[Rollout]]:
@@ -159,14 +154,9 @@ class Sampled(Formula):
         return {}
 
     @cached_property
-    def _kept(self) -> dict[tuple[int, int], Generation]:
-        """What was said ahead, by step and slot, before the job was cut off."""
+    def brought(self) -> dict[int, list[Generation]]:
+        """What was said ahead before the job was cut off, by step, in the order of its slots."""
         return {}
-
-    @cached_property
-    def brought(self) -> set[int]:
-        """Steps that were sampled before the job was cut off."""
-        return set()
 
     def _slots(self, step: int) -> list[Row]:
         """Return the prompts of a step, in the order of its slots."""
@@ -247,8 +237,8 @@ class Sampled(Formula):
         return rollouts
 
     def _generate(self, step: int, slots: Sequence[tuple[int, Row]]) -> list[Generation]:
-        if slots and (step, slots[0][0]) in self._kept:  # then all of the step are
-            return [self._kept.pop((step, n)) for n, _ in slots]
+        if step in self.brought:
+            return [self.brought[step][n] for n, _ in slots]
         sampling = Sampling(1.0, max_tokens=self.trainer.max_tokens)
         requests = [Request(tuple(row["prompt_ids"]), self._seed(step, n)) for n, row in slots]
         model: Any = self.model
